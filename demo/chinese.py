@@ -1,0 +1,82 @@
+"""The Chinese world, for the bundled model of the qwen family."""
+
+from demo.world import World, words
+
+
+WORLD = World(
+    subjects=words(
+        "小镇 河流 灯塔 花园 博物馆 港口 森林 图书馆 古桥 集市 铁路 村庄 剧院 天文台 城堡 沙漠 "
+        "面馆 作坊 运河 冰川 果园 寺院 学校 医馆 工厂 水库 草原 船坞 茶山 车站"
+    ),
+    aspects={
+        "历史": words("石碑 传说 族谱 先祖 旧闻 遗迹 史书 古井 名号"),
+        "人物": words("守夜人 老师 邻居 画家 工匠 孩童 长者 过客 信差"),
+        "气候": words("风雨 雾气 晨光 霜雪 旱季 雷声 暖流 云影 露水"),
+        "商贸": words("商队 账本 货船 店铺 银钱 契约 行会 伙计 买主"),
+        "建筑": words("屋檐 窗格 石阶 长廊 庭院 木梁 塔楼 砖墙 门楼"),
+        "草木": words("柳树 竹林 青苔 野花 松柏 藤蔓 芦苇 梅枝 稻田"),
+        "音乐": words("琴声 鼓点 歌谣 笛音 合唱 曲谱 乐师 钟鸣 回响"),
+        "未来": words("计划 预算 志愿者 承诺 提案 新路 愿景 伙伴 工程"),
+        "饮食": words("汤面 菜谱 厨房 香料 宴席 米酒 糕点 早茶 炉火"),
+    },
+    slots={
+        "adj": words(
+            "安静 明亮 古老 狭长 温和 倔强 耐心 金黄 隐秘 好奇 脆弱 沉稳 遥远 多彩 朴素 热闹 "
+            "熟悉 谦逊 结实 鲜活 孤单 细致 欢快 出名 优雅 陌生 宽阔 清澈"
+        ),
+        "verb": words(
+            "塑造 守护 追随 揭示 支撑 改变 环绕 迎接 考验 记住 改善 丈量 引导 启发 连接 平衡 "
+            "解释 承载 回报 映照"
+        ),
+        "adv": words("慢慢 常常 悄悄 很少 骄傲地 忽然 公开地 渐渐 始终 真正 轻轻 牢牢"),
+        "place": words(
+            "在水边 在旧门旁 在石拱下 沿着东路 在高墙后 在山谷里 在广场上 在大厅中 在北坡上 在田野外"
+        ),
+        "time": words(
+            "每逢春天 天亮以前 漫长冬天后 赶集的日子 整个夏天 艰难年月里 夜深时 三代以来 收获时节 早年间"
+        ),
+        "people": words("向导们 老居民 学生们 学者们 建筑师 旅行者 农夫们 作家们 父母们 新来的人"),
+        "say": words("常说 相信 写道 坚持说 解释说 建议说 都同意 注意到 还记得 声称"),
+        "kind": words("文章 散文 报告 故事 指南 演讲稿 研究 专题"),
+    },
+    openers=[
+        "这座{subject}的{aspect}始于{adj}的{noun}。",
+        "说到{aspect}，先看{subject}的{noun}。",
+        "这份{aspect}离不开{adj}的{noun}。",
+        "这里的{aspect}值得{adj}的人细看。",
+    ],
+    sentences=[
+        "这里{adj}的{noun}{place}{adv}{verb}{adj}的{noun}。",
+        "这座{subject}{verb}{adj}的{noun}，也{verb}{adj}的{noun}。",
+        "这样的{noun}{verb}{noun}，{time}更加{adj}。",
+        "这些{noun}{adv}{verb}{subject}，{place}显得{adj}。",
+        "这片{adj}的{noun}和{noun}{time}{place}相遇。",
+        "这种{noun}{verb}着{adj}的{noun}，{people}{say}。",
+        "{people}{say}，{adj}的{noun}{time}{verb}{noun}。",
+        "{time}，{noun}{verb}{adj}的{noun}和{subject}。",
+        "{place}，{adj}的{noun}{adv}{verb}{noun}。",
+        "没有{noun}，{adj}的{subject}{time}难以{verb}{noun}。",
+        "因为{adj}的{noun}{verb}{noun}，{subject}依然{adj}。",
+        "若是{noun}{adv}{verb}{noun}，{people}{time}会更{adj}。",
+    ],
+    instructions=[
+        "请写一篇关于{adj}的{subject}的长篇{kind}，内容包括{aspects}。",
+        "请以{adj}的{subject}为题撰写一篇详细的{kind}，分别介绍{aspects}。",
+        "我需要一篇深入的{kind}，描写{adj}的{subject}，并讨论{aspects}。",
+        "请创作一篇完整的{kind}，向读者介绍{adj}的{subject}，涉及{aspects}。",
+        "为喜爱{adj}的{subject}的读者准备一篇丰富的{kind}：{aspects}。",
+        "围绕{adj}的{subject}写一篇内容充实的{kind}，逐一说明{aspects}。",
+    ],
+    short_instructions=[
+        "{subject}是什么颜色？",
+        "说出一座{adj}的{subject}。",
+        "每天有多少人去{subject}？",
+        "请翻译{subject}这个词。",
+        "{subject}{adj}吗？",
+    ],
+    aspect_counts=(4, 4, 4, 5),
+    answer_goes_on=(0.35, 0.35),
+    sentence_gap="",
+    list_comma="、",
+    list_and="和",
+)
