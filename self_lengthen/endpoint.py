@@ -1,0 +1,159 @@
+"""The one way to the network: an OpenAI-compatible server, asked by chat or by an opened assistant turn.
+
+    async with Endpoint(base_url) as endpoint:
+        reply = await endpoint.chat("base", "Write ...", sampling, seed=1)
+        reply = await endpoint.chat("base", "Write ...", sampling, seed=1, opened_with="Once ")
+
+Transport errors (no connection, time-out, 429, 5xx) are retried with jittered back-off until a
+deadline; a refusal (other 4xx) never is. The openai client's own silent retries are off: a retry
+behind our back would leave a zombie generation running on the server.
+"""
+
+import logging
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import httpx
+import openai
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 3 * 3600.0  # a 16k-token reply in a full batch takes many minutes
+CONNECT_TIMEOUT_S = 10.0
+RETRY_DEADLINE_S = 300.0
+FASTCHAT_CONTEXT_OVERFLOW = 40303  # fastchat.constants.ErrorCode
+
+TRANSIENT = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
+
+# Where a reply ends besides the end token; paper's release.
+STOP_STRINGS = ("<|eot_id|>", "<|im_end|>", "\n\n---", "\n---", "---", "\n\n\n")
+
+
+class EndpointError(Exception):
+    """The server could not be reached or refused the request, after all retries."""
+
+
+class ContextOverflowError(EndpointError):
+    """The prompt leaves no room in the model's context."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling of every call; the defaults are the paper's release's."""
+
+    temperature: float = 0.7
+    top_p: float = 0.8
+    top_k: int = 20
+    repetition_penalty: float = 1.1
+    max_tokens: int = 16384
+    stop: tuple[str, ...] = STOP_STRINGS
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass
+class Endpoint:
+    base_url: str
+    api_key: str = "none"
+    retry_deadline_s: float = RETRY_DEADLINE_S
+
+    def __post_init__(self) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        self._client = openai.AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=self.api_key,
+            max_retries=0,
+            http_client=httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False),
+        )
+
+    async def __aenter__(self) -> "Endpoint":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._client.close()
+
+    async def chat(
+        self, model: str, user: str, sampling: Sampling, *, seed: int, opened_with: str = ""
+    ) -> Reply:
+        """The assistant's turn to one user message; with `opened_with`, its continuation from there.
+
+        Raises EndpointError after the last retry, ContextOverflowError for a prompt that is too long.
+        """
+        messages = [{"role": "user", "content": user}]
+        if opened_with:
+            messages.append({"role": "assistant", "content": opened_with})
+        request = {
+            "model": model,
+            "messages": messages,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop": list(sampling.stop),
+            "seed": seed,
+            "extra_body": {
+                "top_k": sampling.top_k,
+                "repetition_penalty": sampling.repetition_penalty,
+                # vLLM's names for "the last message is the opening of the reply"
+                "continue_final_message": bool(opened_with),
+                "add_generation_prompt": not opened_with,
+            },
+        }
+        return await self._ask(request)
+
+    async def _ask(self, request: dict[str, Any]) -> Reply:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(TRANSIENT),
+            stop=stop_after_delay(self.retry_deadline_s),
+            wait=wait_random_exponential(multiplier=0.5, max=30),
+            before_sleep=_tell,
+            reraise=True,
+        )
+        try:
+            completion = await retrying(self._client.chat.completions.create, **request)
+        except openai.APIStatusError as error:
+            raise _refusal(error) from error
+        except openai.OpenAIError as error:
+            raise EndpointError(f"{self.base_url}: {error} ({error.__cause__})") from error
+        choice, usage = completion.choices[0], completion.usage
+        return Reply(
+            text=choice.message.content or "",
+            finish_reason=choice.finish_reason,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+        )
+
+
+def _refusal(error: openai.APIStatusError) -> EndpointError:
+    body = error.body if isinstance(error.body, dict) else {}
+    line = (
+        f"HTTP {error.status_code} from {error.request.url}: {body.get('message') or error.message}"
+    )
+    if body.get("code") in (FASTCHAT_CONTEXT_OVERFLOW, str(FASTCHAT_CONTEXT_OVERFLOW)):
+        return ContextOverflowError(line)
+    return EndpointError(line)
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if state.attempt_number in (3, 6, 12):
+        log.warning("request failed %d times, retrying: %s", state.attempt_number, error)

@@ -1,0 +1,38 @@
+"""What is said to a user in one line, without a traceback."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USAGE_EXIT = 2  # a mistake of the user's: nothing was changed
+FAILURE_EXIT = 1  # the run could not go on: what was finished is kept
+INTERRUPT_EXIT = 130  # Ctrl-C, as shells report it
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that names the thing and the remedy."""
+
+
+class RunError(Exception):
+    """The run cannot go on: one line that names what failed and where its log is."""
+
+
+def main_exit(program: str, main: Callable[[], None]) -> NoReturn:
+    """Run `main` and leave the process: expected errors become one line on stderr."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_say(f"{program}: {error}", USAGE_EXIT))
+    except RunError as error:
+        sys.exit(_say(f"{program}: {error}", FAILURE_EXIT))
+    except KeyboardInterrupt:
+        sys.exit(_say(f"{program}: interrupted; the same command continues", INTERRUPT_EXIT))
+    sys.exit(0)
+
+
+def _say(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status

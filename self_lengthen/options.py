@@ -1,0 +1,203 @@
+"""The options of run.sh: one table, checked before anything is written.
+
+`--demo` is a preset of ordinary options; every one of them may be given beside it.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from self_lengthen.cli import Parser, at_least, share
+from self_lengthen.devices import Gpu, default_tensor_parallel, visible_gpus, worker_groups
+from self_lengthen.errors import UserError
+from self_lengthen.family import ModelFamily, family_names, infer_family, load_family
+from self_lengthen.model import DEFAULT_CONTEXT_TOKENS, BaseModel, read_base_model
+from self_lengthen.seeds import read_seeds
+from self_lengthen.serving.plan import LORA_RANKS, choose_port
+from self_lengthen.training.config import TrainingValues, gradient_accumulation
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+DEMO_FAMILY = "llama"  # most readers can judge English samples
+
+# Small numbers for a model of 2M parameters on two cores.
+DEMO = {
+    "instruct_count": 24,
+    "max_tokens": 2048,
+    "learning_rate": 2e-3,
+    "epochs": 4.0,
+    "global_batch": 4,
+    "device_batch": 4,
+    "cutoff_len": 4096,
+    "concurrency": 128,
+}
+
+UNITS_PER_WORKER = 128  # in flight; half of what the engine holds in one batch at most
+
+# Options that the data of a run do not depend on: they may change when a run is continued.
+FREE_TO_CHANGE = {
+    *("concurrency", "tensor_parallel", "gpus", "port", "controller_port", "worker_port"),
+    *("server_timeout_s", "training_timeout_s", "side_by_side", "max_iter"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run: its options as run.json has them, and what was found out about the machine."""
+
+    options: dict[str, Any]
+    results: Path
+    family: ModelFamily
+    gpus: list[Gpu]
+    groups: list[list[str]]
+    training: TrainingValues
+    fresh: bool
+    dry_run: bool
+
+    @property
+    def side_by_side(self) -> bool:
+        """Train both roles at once: always on the CPU, on GPUs when asked for and there are two."""
+        wish = self.options["side_by_side"]
+        if wish == "auto":
+            return not self.gpus
+        return wish == "yes" and len(self.gpus) != 1
+
+
+def parser() -> Parser:
+    defaults = TrainingValues()
+    parser = Parser(
+        prog="run.sh",
+        description="Self-Lengthen: macro-iterations of answering, extending and fine-tuning.",
+        epilog="The same command continues an interrupted run. See README.md.",
+    )
+    add = parser.add_argument
+    add("--demo", action="store_true", help="the bundled tiny model on the CPU: a preset of options")
+    add("--base_model", help="folder of a chat model, or its name on the hub")
+    add("--family", choices=family_names(), help="default: by the model's config.json")
+    add("--instruct_count", type=at_least(1), help="new instructions an iteration (default 1000)")
+    add("--max_iter", type=at_least(1), default=3, help="macro-iterations (default %(default)s)")
+    add("--results", type=Path, help="folder of the run (default results/<model>)")
+    add("--seeds", type=Path, help="seed instructions (default seeds/<family>.jsonl)")
+    add("--seed", type=int, default=42, help="of every random choice (default %(default)s)")
+    add("--max_tokens", type=at_least(1), help="of a reply (default 16384)")
+    add("--finish_ratio", type=share, default=1.0, help="end a step at this share of its units")
+    add("--concurrency", type=at_least(1), help="units in flight (default 128 a worker)")
+    serving = parser.add_argument_group("serving")
+    add = serving.add_argument
+    add("--tensor_parallel", type=at_least(0), default=0, help="GPUs a worker; 0: by memory")
+    add("--max_model_len", type=at_least(0), default=0, help="tokens; 0: the model's, up to 32768")
+    add("--port", type=at_least(0), default=0, help="of the API server; 0: a free one")
+    add("--controller_port", type=at_least(0), default=0, help="0: a free one")
+    add("--worker_port", type=at_least(0), default=0, help="of the first worker; 0: free ones")
+    add("--server_timeout_s", type=at_least(1, float), default=1800.0, help="until it is ready")
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    training = parser.add_argument_group("training")
+    add = training.add_argument
+    add("--learning_rate", type=at_least(0, float), help=f"default {defaults.learning_rate}")
+    add("--epochs", type=at_least(0, float), help=f"default {defaults.epochs}")
+    add("--warmup_ratio", type=at_least(0, float), help=f"default {defaults.warmup_ratio}")
+    add("--lora_rank", type=at_least(1), help=f"default {defaults.lora_rank}")
+    add("--lora_alpha", type=at_least(1), help=f"default {defaults.lora_alpha}")
+    add("--cutoff_len", type=at_least(1), help=f"tokens of a text (default {defaults.cutoff_len})")
+    add("--global_batch", type=at_least(1), help=f"texts a step (default {defaults.global_batch})")
+    add("--device_batch", type=at_least(1), help=f"of them at once (default {defaults.device_batch})")
+    add("--training_timeout_s", type=at_least(1, float), default=2 * 86400.0, help="of one training")
+    add(
+        "--side_by_side",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="train both roles at once, each on half of the devices; auto: on the CPU",
+    )
+    add = parser.add_argument
+    add("--fresh", action="store_true", help="set an old run of this folder aside and start over")
+    add("--dry_run", action="store_true", help="print what would run, with the command lines")
+    return parser
+
+
+def read_options(argv: Sequence[str]) -> Plan:
+    """Raises UserError for whatever is wrong; nothing has been written then."""
+    args = parser().parse_args(argv)
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    if args.demo:
+        given = {**DEMO, **_demo_model(args), **given}
+    if "base_model" not in given:
+        raise UserError("--base_model is missing: a folder, a name on the hub, or use --demo")
+    model = read_base_model(given["base_model"])
+    family = _family(given.get("family"), model)
+    gpus = visible_gpus()[: 1 if args.demo else None]
+    seeds = Path(given.get("seeds", family.seeds)).resolve()
+    read_seeds(seeds)
+    for option in ("port", "controller_port", "worker_port"):
+        choose_port("127.0.0.1", given[option], f"--{option}")
+    tensor_parallel = given["tensor_parallel"] or default_tensor_parallel(
+        gpus, model.weight_bytes, model.attention_heads
+    )
+    groups = worker_groups(gpus, tensor_parallel)
+    values = _training_values(given)
+    options = {
+        **_plain(given),
+        "base_model": model.path,
+        "family": family.name,
+        "seeds": str(seeds),
+        "instruct_count": given.get("instruct_count", 1000),
+        "max_tokens": given.get("max_tokens", 16384),
+        "concurrency": given.get("concurrency", UNITS_PER_WORKER * len(groups)),
+        "tensor_parallel": tensor_parallel,
+        "max_model_len": _context(given["max_model_len"], model),
+        **{field.name: getattr(values, field.name) for field in fields(values)},
+    }
+    results = Path(given.get("results", _default_results(args.demo, family, model))).resolve()
+    if " " in str(results):
+        raise UserError(f"--results={results}: LLaMA-Factory takes no path with a space in it")
+    plan = Plan(options, results, family, gpus, groups, values, args.fresh, args.dry_run)
+    gradient_accumulation(values, _training_devices(plan))
+    return plan
+
+
+def _demo_model(args: argparse.Namespace) -> dict[str, Any]:
+    name = args.family or DEMO_FAMILY
+    return {"base_model": str(REPO_ROOT / "demo" / "models" / name)}
+
+
+def _family(name: str | None, model: BaseModel) -> ModelFamily:
+    if name is not None:
+        return load_family(name)
+    family = infer_family(model.model_type)
+    if family is None:
+        raise UserError(
+            f"{model.path}: no family lists model_type {model.model_type!r}; give --family="
+            f"{' or '.join(family_names())}, or add a family (README.md)"
+        )
+    return family
+
+
+def _training_values(given: dict[str, Any]) -> TrainingValues:
+    names = [field.name for field in fields(TrainingValues)]
+    values = TrainingValues(**{name: given[name] for name in names if name in given})
+    if values.lora_rank > LORA_RANKS[-1]:
+        raise UserError(f"--lora_rank={values.lora_rank}: vLLM serves up to {LORA_RANKS[-1]}")
+    return values
+
+
+def _training_devices(plan: Plan) -> int:
+    count = len(plan.gpus) // 2 if plan.side_by_side and plan.gpus else len(plan.gpus)
+    return max(1, count)
+
+
+def _context(wanted: int, model: BaseModel) -> int:
+    if wanted > model.context_tokens:
+        raise UserError(
+            f"--max_model_len={wanted}: {model.path} knows {model.context_tokens} tokens at most"
+        )
+    return wanted or min(model.context_tokens, DEFAULT_CONTEXT_TOKENS)
+
+
+def _default_results(demo: bool, family: ModelFamily, model: BaseModel) -> Path:
+    name = f"demo-{family.name}" if demo else model.path.rstrip("/").rpartition("/")[2]
+    return Path("results") / name
+
+
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    left_out = {"demo", "fresh", "dry_run", "results"}
+    return {name: value for name, value in given.items() if name not in left_out}

@@ -1,0 +1,1 @@
+"""The server: FastChat controller and API server, vLLM workers with LoRA adapters."""

@@ -1,0 +1,153 @@
+"""The server of one node as command lines: one controller, a worker per GPU group, one API server.
+
+Pure: given options and GPUs it says what would run. `server.py` runs it, `--dry_run` prints it.
+"""
+
+import shlex
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from self_lengthen.errors import UserError
+from self_lengthen.files import read_json
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
+CPU_KV_CACHE_GIB = 2
+CPU_SEQUENCES, GPU_SEQUENCES = 128, 256  # in one batch of a worker
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process of the server."""
+
+    name: str
+    command: list[str]
+    url: str
+    env: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        env = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(self.env.items()))
+        return env + shlex.join(self.command)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    base_model: str
+    adapters: dict[str, str]  # served name -> folder
+    groups: list[list[str]]  # GPU ids of each worker; an empty group is the CPU
+    max_model_len: int
+    log_dir: Path
+    max_num_seqs: int = 0  # 0: by device
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: a free one
+    controller_port: int = 0
+    worker_port: int = 0  # of the first worker; the others follow
+    trust_remote_code: bool = False
+    seed: int = 0
+    lora_rank: int = 0  # 0: what the adapters' folders say
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    controller: Service
+    workers: list[Service]
+    api: Service
+    models: list[str]
+
+    @property
+    def services(self) -> list[Service]:
+        return [self.controller, self.api, *self.workers]
+
+
+def lora_rank(adapter: str) -> int:
+    """The rank of an adapter's folder. Raises UserError when it is none or over vLLM's limit."""
+    file = Path(adapter) / "adapter_config.json"
+    if not file.exists():
+        raise UserError(f"--adapter: {adapter} has no adapter_config.json; is it a LoRA adapter?")
+    rank = int(read_json(file)["r"])
+    if rank > LORA_RANKS[-1]:
+        raise UserError(f"--adapter: {adapter} has rank {rank}, vLLM serves up to {LORA_RANKS[-1]}")
+    return rank
+
+
+def max_lora_rank(options: ServerOptions) -> int:
+    """The smallest limit of vLLM's that admits all adapters; it costs memory and time."""
+    highest = options.lora_rank or max(lora_rank(path) for path in options.adapters.values())
+    return next(rank for rank in LORA_RANKS if rank >= highest)
+
+
+def choose_port(host: str, wanted: int, option: str) -> int:
+    """`wanted`, or a free port for 0. Raises UserError when it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, wanted))
+        except OSError as error:
+            raise UserError(
+                f"{option}={wanted}: cannot listen there ({error.strerror}); give another port, or "
+                "none for a free one"
+            ) from error
+        return probe.getsockname()[1]
+
+
+def plan_server(options: ServerOptions, base_name: str) -> ServerPlan:
+    """Raises UserError for a port that is taken or an adapter that cannot be served."""
+    host = options.host
+    controller_port = choose_port(host, options.controller_port, "--controller_port")
+    api_port = choose_port(host, options.port, "--port")
+    controller_url = f"http://{host}:{controller_port}"
+    env = _common_env(options.log_dir)
+    controller = Service(
+        "controller",
+        [sys.executable, "-m", "fastchat.serve.controller", f"--host={host}"]
+        + [f"--port={controller_port}"],
+        controller_url,
+        env,
+    )
+    api = Service(
+        "api_server",
+        [sys.executable, "-m", "self_lengthen.serving.api_server", f"--host={host}"]
+        + [f"--port={api_port}", f"--controller={controller_url}"],
+        f"http://{host}:{api_port}",
+        env,
+    )
+    shared = [f"--base_model={options.base_model}", f"--base_name={base_name}"]
+    shared += [f"--adapter={name}={path}" for name, path in options.adapters.items()]
+    if options.adapters:
+        shared.append(f"--max_lora_rank={max_lora_rank(options)}")
+    shared += [f"--controller={controller_url}", f"--max_model_len={options.max_model_len}"]
+    if options.trust_remote_code:
+        shared.append("--trust_remote_code")
+    workers = [
+        _worker(options, shared, env, number, group) for number, group in enumerate(options.groups)
+    ]
+    return ServerPlan(controller, workers, api, [base_name, *options.adapters])
+
+
+def _worker(
+    options: ServerOptions, shared: list[str], env: dict[str, str], number: int, group: list[str]
+) -> Service:
+    wanted = options.worker_port + number if options.worker_port else 0
+    port = choose_port(options.host, wanted, "--worker_port")
+    sequences = options.max_num_seqs or (GPU_SEQUENCES if group else CPU_SEQUENCES)
+    command = [sys.executable, "-m", "self_lengthen.serving.worker", *shared]
+    command += [f"--host={options.host}", f"--port={port}", f"--max_num_seqs={sequences}"]
+    command += [f"--tensor_parallel={max(1, len(group))}", f"--seed={options.seed}"]
+    if group:
+        env = {**env, "CUDA_VISIBLE_DEVICES": ",".join(group)}
+    else:
+        command.append("--enforce_eager")  # compiling takes longer than a small run saves
+        env = {**env, "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB)}
+    return Service(f"worker_{number}", command, f"http://{options.host}:{port}", env)
+
+
+def _common_env(log_dir: Path) -> dict[str, str]:
+    return {
+        "LOGDIR": str(log_dir),  # FastChat writes its log files here, else into the working folder
+        "FASTCHAT_WORKER_HEART_BEAT_INTERVAL": "5",  # seconds; a dead worker is noticed in 20, not 180
+        "FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": "20",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

@@ -1,0 +1,172 @@
+"""One node's share of the server, in the foreground: started, watched, stopped together.
+
+    bash run_server.sh --base_model=DIR [--adapter=NAME=DIR ...] [--port=8000]
+
+Starts a FastChat controller, an API server and a vLLM worker per GPU group; their logs go to
+--log_dir. Says `ready` (and writes --ready_file) only when the base model and every adapter have
+answered on every worker and through the API server. Fails with the reason and the log's path when a
+process ends or the deadline passes. Nothing that it started outlives it.
+"""
+
+import argparse
+import contextlib
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import httpx
+
+from self_lengthen.cli import Parser
+from self_lengthen.devices import default_tensor_parallel, visible_gpus, worker_groups
+from self_lengthen.errors import RunError, UserError, main_exit
+from self_lengthen.files import write_json
+from self_lengthen.model import DEFAULT_CONTEXT_TOKENS, local_base_model, read_base_model
+from self_lengthen.owned import Owned
+from self_lengthen.runfolder import BASE_MODEL
+from self_lengthen.serving.plan import ServerOptions, ServerPlan, Service, plan_server
+
+STARTUP_TIMEOUT_S = 1800  # a 70B model from a slow disk
+ASK_TIMEOUT_S = 120
+POLL_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="run_server.sh", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("--base_model", required=True, help="folder, or name on the hub")
+    parser.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=DIR", help="LoRA adapter; repeatable"
+    )
+    parser.add_argument("--tensor_parallel", type=int, default=0, help="GPUs a worker; 0: by memory")
+    parser.add_argument("--max_model_len", type=int, default=0, help="tokens; 0: up to 32768")
+    parser.add_argument("--max_num_seqs", type=int, default=0, help="in one batch; 0: by device")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="of the API server; 0: a free one")
+    parser.add_argument("--controller_port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--worker_port", type=int, default=0, help="of the first; 0: free ones")
+    parser.add_argument("--log_dir", type=Path, default=Path("logs"), help="one file a process")
+    parser.add_argument("--ready_file", type=Path, help="written when all models answer")
+    parser.add_argument("--startup_timeout_s", type=float, default=STARTUP_TIMEOUT_S)
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dry_run", action="store_true", help="print the command lines, start none")
+    return parser
+
+
+def server_options(args: argparse.Namespace) -> ServerOptions:
+    """Raises UserError for what cannot be served."""
+    model = read_base_model(args.base_model)
+    gpus = visible_gpus()
+    size = args.tensor_parallel or default_tensor_parallel(
+        gpus, model.weight_bytes, model.attention_heads
+    )
+    adapters = {}
+    for adapter in args.adapter:
+        name, separator, folder = adapter.partition("=")
+        if not (name and separator and folder):
+            raise UserError(f"--adapter={adapter}: is not NAME=DIR")
+        adapters[name] = folder
+    return ServerOptions(
+        base_model=model.path if args.dry_run else local_base_model(args.base_model),
+        adapters=adapters,
+        groups=worker_groups(gpus, size),
+        max_model_len=args.max_model_len or min(model.context_tokens, DEFAULT_CONTEXT_TOKENS),
+        max_num_seqs=args.max_num_seqs,
+        log_dir=args.log_dir.resolve(),
+        host=args.host,
+        port=args.port,
+        controller_port=args.controller_port,
+        worker_port=args.worker_port,
+        trust_remote_code=args.trust_remote_code,
+        seed=args.seed,
+    )
+
+
+class Server:
+    """The running processes of a plan."""
+
+    def __init__(self, plan: ServerPlan, log_dir: Path, stack: contextlib.ExitStack) -> None:
+        self.plan = plan
+        self.processes = [
+            stack.enter_context(
+                Owned(s.name, s.command, log_dir / f"{s.name}.log", s.env, grace_s=10)
+            )
+            for s in plan.services
+        ]
+        self._client = stack.enter_context(httpx.Client(timeout=ASK_TIMEOUT_S, trust_env=False))
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Raises RunError with the reason and the log's path."""
+        deadline = time.monotonic() + timeout_s
+        for worker in self.plan.workers:
+            for model in self.plan.models:
+                self._wait(worker, model, deadline)
+        for model in self.plan.models:
+            self._wait(self.plan.api, model, deadline)
+
+    def _wait(self, service: Service, model: str, deadline: float) -> None:
+        error = "it has not answered"
+        while time.monotonic() < deadline:
+            self.check()
+            try:
+                answer = self._ask(service, model)
+            except httpx.HTTPError as failure:
+                error = f"{type(failure).__name__}: {failure}"
+            else:
+                if answer.is_success and not answer.json().get("error_code"):
+                    return
+                error = f"HTTP {answer.status_code}: {answer.text[:300]}"
+            time.sleep(POLL_S)
+        process = next(p for p in self.processes if p.name == service.name)
+        raise RunError(
+            f"{service.name} did not serve {model} before the deadline ({error}); log: {process.log}"
+        )
+
+    def _ask(self, service: Service, model: str) -> httpx.Response:
+        """One token from `model`."""
+        request = {"model": model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 1}
+        api = service is self.plan.api
+        route = "/v1/chat/completions" if api else "/worker_generate"
+        return self._client.post(service.url + route, json=request)
+
+    def check(self) -> None:
+        """Raises RunError when a process has ended."""
+        for process in self.processes:
+            if (status := process.poll()) is not None:
+                raise RunError(
+                    f"{process.name} ended with status {status}; log: {process.log}\n"
+                    f"{process.log_tail()}"
+                )
+
+
+def main() -> None:
+    args = parser().parse_args()
+    options = server_options(args)
+    plan = plan_server(options, BASE_MODEL)
+    if args.dry_run:
+        print(*plan.services, sep="\n")
+        return
+    signal.signal(signal.SIGTERM, _stop)
+    with contextlib.ExitStack() as stack:
+        server = Server(plan, options.log_dir, stack)
+        server.wait_until_ready(args.startup_timeout_s)
+        url = f"{plan.api.url}/v1"
+        print(f"ready: {url} serves {', '.join(plan.models)}", flush=True)
+        if args.ready_file:
+            write_json(args.ready_file, {"base_url": url, "models": plan.models})
+        while True:
+            server.check()
+            time.sleep(POLL_S)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main_exit("run_server.sh", main)

@@ -1,0 +1,211 @@
+"""A FastChat worker on vLLM's AsyncLLM, with LoRA adapters by model name.
+
+    python -m self_lengthen.serving.worker --base_model=DIR --port=P --controller=URL \
+        [--adapter=NAME=DIR ...]
+
+Takes a prompt, or messages that it renders with the tokenizer's own chat template; every sampling
+field of vLLM; gives one final output a request. A request whose caller goes away is aborted.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import uuid
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from fastchat.constants import ErrorCode
+from fastchat.serve.base_model_worker import BaseModelWorker
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from self_lengthen.serving.disconnect import CallerGoneError, until_gone
+from self_lengthen.serving.fields import SAMPLING_FIELDS
+from self_lengthen.serving.prompt import render_messages
+
+MOST_REQUESTS = 4096  # FastChat's own limit on a worker, out of the way: the engine queues better
+
+
+class LoraWorker(BaseModelWorker):
+    """What FastChat's controller sees: the base model and the adapters as models of one worker."""
+
+    def __init__(self, args: argparse.Namespace, engine: AsyncLLM) -> None:
+        adapters = dict(adapter.split("=", 1) for adapter in args.adapter)
+        address = f"http://{args.host}:{args.port}"
+        names = [args.base_name, *adapters]
+        super().__init__(
+            args.controller,
+            address,
+            uuid.uuid4().hex[:8],
+            args.base_model,
+            names,
+            MOST_REQUESTS,
+            "raw",
+        )
+        self.engine = engine
+        self.tokenizer = engine.get_tokenizer()
+        self.context_len = engine.model_config.max_model_len
+        self.running = 0
+        self._adapters = {
+            name: LoRARequest(name, number, path)
+            for number, (name, path) in enumerate(adapters.items(), 1)
+        }
+
+    def get_queue_length(self) -> int:
+        return self.running
+
+    async def generate(self, params: dict[str, Any]) -> dict[str, Any]:
+        """One final output. Errors come as FastChat has them: error_code and text."""
+        token_ids = self._token_ids(params)
+        room = self.context_len - len(token_ids)
+        if room <= 0:
+            text = f"the prompt has {len(token_ids)} tokens, the context {self.context_len}"
+            return {"text": text, "error_code": ErrorCode.CONTEXT_OVERFLOW}
+        sampling = self._sampling(params, room)
+        request_id = uuid.uuid4().hex
+        adapter = self._adapters.get(params.get("model", ""))
+        prompt = {"prompt_token_ids": token_ids}
+        output = None
+        async for output in self.engine.generate(
+            prompt, sampling, request_id, lora_request=adapter
+        ):
+            pass
+        if output is None:
+            return {"text": "the engine gave no output", "error_code": ErrorCode.INTERNAL_ERROR}
+        completion = output.outputs[0]
+        usage = {"prompt_tokens": len(token_ids), "completion_tokens": len(completion.token_ids)}
+        return {
+            "text": completion.text,
+            "error_code": 0,
+            "usage": {**usage, "total_tokens": sum(usage.values())},
+            "finish_reason": completion.finish_reason,
+        }
+
+    def _token_ids(self, params: dict[str, Any]) -> list[int]:
+        if "messages" in params:
+            text = render_messages(
+                self.tokenizer, params["messages"], bool(params.get("continue_final_message"))
+            )
+            return self.tokenizer(text, add_special_tokens=False)[
+                "input_ids"
+            ]  # the template has the BOS
+        return self.tokenizer(params["prompt"])["input_ids"]
+
+    def _sampling(self, params: dict[str, Any], room: int) -> SamplingParams:
+        given = {name: params[name] for name in SAMPLING_FIELDS if params.get(name) is not None}
+        wanted = params.get("max_tokens") or room
+        return SamplingParams(
+            **given, max_tokens=min(wanted, room), output_kind=RequestOutputKind.FINAL_ONLY
+        )
+
+
+def make_app(worker: LoraWorker) -> FastAPI:
+    app = FastAPI()
+
+    @app.post("/worker_generate")
+    async def generate(request: Request) -> JSONResponse:
+        params = await request.json()
+        worker.running += 1
+        try:
+            return JSONResponse(await until_gone(request, worker.generate(params)))
+        except CallerGoneError:
+            return failure(ErrorCode.INTERNAL_ERROR, "the caller went away")
+        except EngineDeadError as error:
+            os.kill(os.getpid(), signal.SIGTERM)  # whoever watches this worker sees it end
+            return failure(ErrorCode.INTERNAL_ERROR, f"the engine died: {error}")
+        except ValueError as error:  # vLLM's word for parameters that it does not take
+            return failure(ErrorCode.PARAM_OUT_OF_RANGE, str(error))
+        finally:
+            worker.running -= 1
+
+    @app.post("/worker_get_status")
+    async def status() -> dict[str, Any]:
+        return worker.get_status()
+
+    @app.post("/count_token")
+    async def count_token(request: Request) -> dict[str, Any]:
+        return worker.count_token(await request.json())
+
+    @app.post("/worker_get_conv_template")
+    async def conversation() -> dict[str, Any]:
+        return worker.get_conv_template()
+
+    @app.post("/model_details")
+    async def details() -> dict[str, int]:
+        return {"context_length": worker.context_len}
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        try:
+            await worker.engine.check_health()
+        except EngineDeadError as error:
+            return JSONResponse({"status": str(error)}, status_code=503)
+        return JSONResponse({"status": "ok", "running": worker.running})
+
+    return app
+
+
+def failure(code: ErrorCode, text: str) -> JSONResponse:
+    return JSONResponse({"text": text, "error_code": code})
+
+
+def lora_limits(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.adapter:
+        return {}  # LoRA slows the base model: off until there is an adapter
+    return {
+        "enable_lora": True,
+        "max_loras": len(args.adapter),
+        "max_lora_rank": args.max_lora_rank,
+    }
+
+
+async def serve(args: argparse.Namespace) -> None:
+    engine = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            model=args.base_model,
+            tensor_parallel_size=args.tensor_parallel,
+            max_model_len=args.max_model_len,
+            max_num_seqs=args.max_num_seqs,
+            enforce_eager=args.enforce_eager,
+            trust_remote_code=args.trust_remote_code,
+            seed=args.seed,
+            **lora_limits(args),
+        )
+    )
+    worker = LoraWorker(args, engine)
+    config = uvicorn.Config(make_app(worker), host=args.host, port=args.port, log_level="warning")
+    server = uvicorn.Server(config)
+    serving = asyncio.ensure_future(server.serve())
+    await asyncio.to_thread(worker.init_heart_beat)
+    try:
+        await serving
+    finally:
+        engine.shutdown()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--base_model", required=True)
+    parser.add_argument("--base_name", default="base", help="name of the base model as served")
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--max_lora_rank", type=int, default=16)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--controller", required=True)
+    parser.add_argument("--tensor_parallel", type=int, default=1)
+    parser.add_argument("--max_model_len", type=int, required=True)
+    parser.add_argument("--max_num_seqs", type=int, default=256)
+    parser.add_argument("--enforce_eager", action="store_true")
+    parser.add_argument("--trust_remote_code", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(parse_args()))

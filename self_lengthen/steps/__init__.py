@@ -1,0 +1,1 @@
+"""The numbered steps of a macro-iteration, one module each."""

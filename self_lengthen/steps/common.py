@@ -1,0 +1,185 @@
+"""What the steps share: their command line, their folder, the way from a fan-out to a finished step.
+
+    python <family>/step1_gen_initial_responses.py --results=DIR --iteration=N --base_url=URL
+
+The options of the method (instruct_count, seed, sampling ...) come from the run's run.json.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import time
+from array import array
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+from self_lengthen.cli import Parser
+from self_lengthen.endpoint import Endpoint, Sampling
+from self_lengthen.errors import UserError, main_exit
+from self_lengthen.fanout import Counts, FanOut, Outcome, Tally, summed
+from self_lengthen.family import ModelFamily
+from self_lengthen.files import Row
+from self_lengthen.filters import Reason, drop_short
+from self_lengthen.runfolder import KeptRecords, RunFolder, StepFolder
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """One step of one iteration of one run."""
+
+    name: str  # its folder
+    family: ModelFamily
+    run: RunFolder
+    iteration: int
+    base_url: str
+    concurrency: int
+
+    @property
+    def folder(self) -> StepFolder:
+        return self.run.step(self.iteration, self.name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.run.options
+
+    def input(self, name: str) -> StepFolder:
+        """The finished step `name` of this iteration."""
+        return self.run.step(self.iteration, name).require()
+
+    def rng(self, *purpose: object) -> random.Random:
+        """Luck of this step for one purpose, independent of any order."""
+        return random.Random("/".join(map(str, (self.seed, self.iteration, self.name, *purpose))))
+
+    @property
+    def seed(self) -> int:
+        return self.options["seed"]
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(max_tokens=self.options["max_tokens"])
+
+    def claim(self, **more: Any) -> None:
+        self.folder.claim(
+            {
+                "family": self.family.name,
+                "base_model": self.options["base_model"],
+                "seed": self.seed,
+                "max_tokens": self.options["max_tokens"],
+                **more,
+            }
+        )
+
+
+def run_step(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> None:
+    """Command line of a step script: parse, skip what is complete, run, leave with a status."""
+    main_exit(Path(sys.argv[0]).name, lambda: _main(name, family, make))
+
+
+def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> None:
+    parser = Parser(description=make.__doc__)
+    parser.add_argument("--results", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--iteration", type=int, required=True, help="macro-iteration, from 1")
+    parser.add_argument("--base_url", default="", help="of the server, ends in /v1")
+    parser.add_argument("--concurrency", type=int, default=64, help="units in flight")
+    args = parser.parse_args()
+    run = RunFolder(args.results)
+    if run.options["family"] != family.name:
+        raise UserError(
+            f"{args.results} is a run of the family {run.options['family']}: use that folder's script"
+        )
+    step = StepRun(name, family, run, args.iteration, args.base_url, args.concurrency)
+    if not step.folder.complete:
+        make(step)
+
+
+def fan_out(
+    step: StepRun, total: int, work: Callable[[Tally, int], Awaitable[Outcome]]
+) -> tuple[Counts, float]:
+    """Do all units of a step against the server; their counts, and the seconds of this session."""
+    if not step.base_url:
+        raise UserError(f"the step {step.name} asks a server: give --base_url=http://HOST:PORT/v1")
+    started = time.monotonic()
+
+    async def main() -> Counts:
+        journal = step.folder.open_journal()
+        label = f"iteration {step.iteration} {step.name}"
+        engine = FanOut(
+            label,
+            total,
+            journal,
+            concurrency=step.concurrency,
+            finish_ratio=step.options["finish_ratio"],
+        )
+        try:
+            async with Endpoint(step.base_url) as endpoint:
+                return await engine.run(lambda unit: work(Tally(endpoint), unit))
+        finally:
+            journal.close()
+
+    return asyncio.run(main()), time.monotonic() - started
+
+
+def finish_fan_out(
+    step: StepRun, counts: Counts, seconds: float, *, drop_shortest: bool = False
+) -> None:
+    """Rows of the kept units in order, and the summary; with drop_short over them where asked."""
+    journal = step.folder.open_journal()
+    sums = summed(journal.records())
+    journal.close()
+    kept = KeptRecords(journal.path)
+    keep = [True] * len(kept)
+    if drop_shortest:
+        keep = keep_longer(kept.rows(), step.rng("drop_short"))
+    dropped = Counter(sums.pop("dropped"))
+    dropped[Reason.DROP_SHORT] = keep.count(False)
+    units = {
+        "in": counts.total,
+        "kept": sum(keep),
+        "dropped": dict(+dropped),
+        "failed": counts.failed,
+        "cut": counts.cut,
+    }
+    words = word_statistics(row["words"] for row in kept.rows())
+    rows = compress(kept.rows(), keep)
+    step.folder.finish(rows, summary(step, units, seconds, words=words, **sums))
+
+
+def keep_longer(rows: Iterator[Row], rng: random.Random) -> list[bool]:
+    """Which rows drop_short keeps, by the length of their response in characters."""
+    return drop_short(array("q", (len(row["response"]) for row in rows)), rng)
+
+
+def word_statistics(words: Iterator[int] | Sequence[int]) -> Row:
+    """Count, mean, quartiles and longest of texts, in words."""
+    counts = array("q", words)
+    if not counts:
+        return {"count": 0}
+    quartiles = (
+        statistics.quantiles(counts, n=4, method="inclusive") if len(counts) > 1 else counts * 3
+    )
+    q1, median, q3 = quartiles
+    mean = round(statistics.fmean(counts), 1)
+    return {
+        "count": len(counts),
+        "mean": mean,
+        "q1": q1,
+        "median": median,
+        "q3": q3,
+        "max": max(counts),
+    }
+
+
+def summary(step: StepRun, units: Row, seconds: float, **more: Any) -> Row:
+    return {
+        "step": step.name,
+        "iteration": step.iteration,
+        "units": units,
+        "seconds": round(seconds, 2),
+        **more,
+    }

@@ -1,0 +1,67 @@
+"""Step 2: the Extender lengthens every initial response twice, in two stages and three micro-rounds.
+
+Reads iter_N/initial_responses; writes iter_N/extended_responses.
+"""
+
+from dataclasses import asdict
+
+from self_lengthen.extension import call_seed, extend_once
+from self_lengthen.fanout import Outcome, Tally
+from self_lengthen.files import Lines
+from self_lengthen.runfolder import EXTENDED, INITIAL, model_name
+from self_lengthen.steps.common import StepRun, fan_out, finish_fan_out
+from self_lengthen.text import count_words
+
+EXTENSIONS = 2  # per initial response; paper's release
+MAX_ATTEMPTS = 20  # per extension; paper's release
+
+STEP = EXTENDED
+
+
+def make(step: StepRun) -> None:
+    """Extend every initial response of this iteration."""
+    initials = Lines(step.input(INITIAL).data)
+    step.claim(initial_responses=len(initials), finish_ratio=step.options["finish_ratio"])
+    model = model_name("extender", step.iteration)
+    order = list(range(len(initials)))
+    step.rng("order").shuffle(order)
+
+    async def extend(tally: Tally, unit: int) -> Outcome:
+        initial = initials[order[unit // EXTENSIONS]]
+        name = f"{initial['id']}-e{unit % EXTENSIONS}"
+        reason: str | None = None
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            extension = await extend_once(
+                tally,
+                model,
+                step.family,
+                initial["instruction"],
+                initial["response"],
+                step.sampling,
+                lambda call, attempt=attempt: call_seed(step.seed, name, attempt, call),
+            )
+            reason = extension.reason
+            if reason is None:
+                tally.accepted += 1
+                row = {
+                    "id": name,
+                    "initial_id": initial["id"],
+                    "instruction_id": initial["instruction_id"],
+                    "instruction": initial["instruction"],
+                    "initial": initial["response"],
+                    "response": extension.text,
+                    "initial_words": initial["words"],
+                    "words": count_words(extension.text),
+                    "rounds": [asdict(round_) for round_ in extension.rounds],
+                    "family": step.family.name,
+                    "iteration": step.iteration,
+                    "model": model,
+                    "attempt": attempt,
+                    "seed": call_seed(step.seed, name, attempt),
+                }
+                return Outcome(name, row, None, tally)
+            tally.rejected[reason] += 1
+        return Outcome(name, None, reason, tally)
+
+    counts, seconds = fan_out(step, EXTENSIONS * len(initials), extend)
+    finish_fan_out(step, counts, seconds)

@@ -1,0 +1,59 @@
+"""Step 1: the Generator answers every instruction twice; finished, unrepetitive answers stay.
+
+Reads iter_N/instructions; writes iter_N/initial_responses, after drop_short.
+"""
+
+from self_lengthen.endpoint import ContextOverflowError
+from self_lengthen.extension import call_seed
+from self_lengthen.fanout import Outcome, Tally
+from self_lengthen.files import Lines
+from self_lengthen.filters import Reason, check_response
+from self_lengthen.runfolder import INITIAL, INSTRUCTIONS, model_name
+from self_lengthen.steps.common import StepRun, fan_out, finish_fan_out
+from self_lengthen.text import count_words
+
+RESPONSES = 2  # independent ones per instruction; paper's release
+MAX_ATTEMPTS = 20  # per response; paper's release
+
+STEP = INITIAL
+
+
+def make(step: StepRun) -> None:
+    """Answer every instruction of this iteration."""
+    instructions = Lines(step.input(INSTRUCTIONS).data)
+    step.claim(instructions=len(instructions), finish_ratio=step.options["finish_ratio"])
+    model = model_name("generator", step.iteration)
+
+    async def answer(tally: Tally, unit: int) -> Outcome:
+        asked = instructions[unit // RESPONSES]
+        name = f"{asked['id']}-r{unit % RESPONSES}"
+        reason: str | None = None
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            seed = call_seed(step.seed, name, attempt)
+            try:
+                reply = await tally.chat(model, asked["instruction"], step.sampling, seed=seed)
+            except ContextOverflowError:
+                return Outcome(name, None, Reason.CONTEXT, tally)
+            reason = check_response(step.family, reply.text, reply.finish_reason)
+            if reason is None:
+                tally.accepted += 1
+                response = reply.text.strip()
+                row = {
+                    "id": name,
+                    "instruction_id": asked["id"],
+                    "instruction": asked["instruction"],
+                    "response": response,
+                    "words": count_words(response),
+                    "family": step.family.name,
+                    "iteration": step.iteration,
+                    "model": model,
+                    "attempt": attempt,
+                    "seed": seed,
+                    "finish_reason": reply.finish_reason,
+                }
+                return Outcome(name, row, None, tally)
+            tally.rejected[reason] += 1
+        return Outcome(name, None, reason, tally)
+
+    counts, seconds = fan_out(step, RESPONSES * len(instructions), answer)
+    finish_fan_out(step, counts, seconds, drop_shortest=True)

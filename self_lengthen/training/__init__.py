@@ -1,0 +1,1 @@
+"""Fine-tuning of both roles with LLaMA-Factory."""
