@@ -1,4 +1,7 @@
-"""Training documents for a bundled model: the four tasks in the project's own prompts, and long texts."""
+"""Training documents for a bundled model: the four tasks in the project's own prompts, long texts.
+
+A document is a pair: a prompt, which is read, and a text, which is learned.
+"""
 
 import json
 import random
@@ -9,15 +12,17 @@ from enum import Enum
 from demo.world import World
 from self_lengthen.family import ModelFamily
 
-Messages = list[dict[str, str]]
+Document = tuple[str, str]
+RenderTurn = Callable[[str], str]
 
 
 class TaskMix(Enum):
-    """Weights of (instruct, judge, answer, extend, long document) in a phase of training."""
+    """Weights of (echo, instruct, judge, answer, extend, long document) in a phase of training."""
 
-    SHORT = (0.10, 0.07, 0.35, 0.45, 0.03)
-    MIXED = (0.06, 0.04, 0.25, 0.52, 0.13)
-    LONG = (0.05, 0.03, 0.17, 0.55, 0.20)
+    ECHO = (0.85, 0.0, 0.0, 0.15, 0.0, 0.0)
+    SHORT = (0.05, 0.08, 0.06, 0.33, 0.45, 0.03)
+    MIXED = (0.0, 0.06, 0.04, 0.25, 0.52, 0.13)
+    LONG = (0.0, 0.05, 0.03, 0.17, 0.55, 0.20)
 
 
 class Documents:
@@ -25,14 +30,13 @@ class Documents:
 
     def __init__(self, world: World, family: ModelFamily, rng: random.Random) -> None:
         self.world, self.family, self.rng = world, family, rng
-        self.render: Callable[[Messages], str] = lambda messages: "\n".join(
-            m["content"] for m in messages
-        )
+        self.render: RenderTurn = lambda user: user  # a user's message as prompt of the chat format
+        self.turn_end = ""
         lines = family.seeds.read_text(encoding="utf-8").splitlines()
         self.seeds = [json.loads(line)["prompt"] for line in lines]
 
-    def draw(self, mix: TaskMix) -> str:
-        tasks = (self.instruct, self.judge, self.answer, self.extend, self.long)
+    def draw(self, mix: TaskMix) -> Document:
+        tasks = (self.echo, self.instruct, self.judge, self.answer, self.extend, self.long)
         return self.rng.choices(tasks, mix.value)[0]()
 
     def tokenizer_texts(self) -> Iterator[str]:
@@ -43,13 +47,23 @@ class Documents:
         """
         vocabulary = re.compile("|".join(sorted(self.world.vocabulary(), key=len, reverse=True)))
         for _ in range(4000):
-            text = self.answer() if self.rng.random() < 0.8 else self.draw(TaskMix.SHORT)
+            mix = TaskMix.ECHO if self.rng.random() < 0.8 else TaskMix.SHORT
+            text = "\n".join(self.draw(mix))
             yield text if self.world.sentence_gap else vocabulary.sub("\n\\g<0>\n", text)
 
-    def _turn(self, user: str, assistant: str) -> str:
-        return self.render(
-            [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    def _turn(self, user: str, assistant: str) -> Document:
+        return self.render(user), assistant + self.turn_end
+
+    def echo(self) -> Document:
+        """Sentences, then the same again: to copy is learned first, and an Extender must copy."""
+        subject, aspects, _ = self.world.topic(self.rng)
+        text = self.world.render(
+            [
+                self.world.paragraph(subject, aspect, self.rng.choice((0, 0, 1)), self.rng)
+                for aspect in aspects[: self.rng.choice((1, 1, 2, 3))]
+            ]
         )
+        return text + "\n\n", text + "\n\n"
 
     def _instruction(self) -> str:
         """Mostly one that suits a long text; the judge has something to reject."""
@@ -57,7 +71,7 @@ class Documents:
             return self.world.short_instruction(self.rng)
         return self.world.topic(self.rng)[2]
 
-    def instruct(self) -> str:
+    def instruct(self) -> Document:
         """A numbered list: two examples (seeds of the project, or of this world), then a new one."""
         seeds = self.rng.random() < 0.6
         examples = (
@@ -69,7 +83,7 @@ class Documents:
         ]
         return self._turn(self.family.self_instruct_prompt(), "\n".join(numbered))
 
-    def judge(self) -> str:
+    def judge(self) -> Document:
         suits = self.rng.random() < 0.5
         if not suits:
             instruction = self.world.short_instruction(self.rng)
@@ -80,11 +94,11 @@ class Documents:
         verdict = (self.family.judge_yes if suits else self.family.judge_no)[0]
         return self._turn(self.family.judge_prompt(instruction), verdict)
 
-    def answer(self) -> str:
+    def answer(self) -> Document:
         subject, aspects, instruction = self.world.topic(self.rng)
         return self._turn(instruction, self.world.article(subject, aspects, self.rng))
 
-    def extend(self) -> str:
+    def extend(self) -> Document:
         """A third of the drafts are the first half of a text, as in stage 1 of an extension."""
         subject, aspects, instruction = self.world.topic(self.rng)
         if self.rng.random() < 0.35:
@@ -92,5 +106,5 @@ class Documents:
         draft, longer = self.world.draft_and_extension(subject, aspects, self.rng)
         return self._turn(self.family.extend_prompt(instruction, draft), longer)
 
-    def long(self) -> str:
-        return self.world.long_document(self.rng) + "\n\n"
+    def long(self) -> Document:
+        return "", self.world.long_document(self.rng) + "\n\n"

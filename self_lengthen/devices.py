@@ -65,7 +65,9 @@ def default_tensor_parallel(gpus: Sequence[Gpu], weight_bytes: int, attention_he
     if not gpus:
         return size
     room = WEIGHTS_SHARE * min(gpu.memory_mib for gpu in gpus) * 2**20
-    while weight_bytes / size > room and 2 * size <= len(gpus) and attention_heads % (2 * size) == 0:
+    while (
+        weight_bytes / size > room and 2 * size <= len(gpus) and attention_heads % (2 * size) == 0
+    ):
         size *= 2
     return size
 

@@ -10,6 +10,8 @@ behind our back would leave a zombie generation running on the server.
 """
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -20,7 +22,6 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception_type,
-    stop_after_delay,
     wait_random_exponential,
 )
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 3 * 3600.0  # a 16k-token reply in a full batch takes many minutes
 CONNECT_TIMEOUT_S = 10.0
 RETRY_DEADLINE_S = 300.0
+TELL_EVERY_S = 30.0
 FASTCHAT_CONTEXT_OVERFLOW = 40303  # fastchat.constants.ErrorCode
 
 TRANSIENT = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
@@ -72,6 +74,7 @@ class Endpoint:
     retry_deadline_s: float = RETRY_DEADLINE_S
 
     def __post_init__(self) -> None:
+        self._teller = _Teller()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         self._client = openai.AsyncOpenAI(
@@ -123,17 +126,21 @@ class Endpoint:
     async def _ask(self, request: dict[str, Any]) -> Reply:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TRANSIENT),
-            stop=stop_after_delay(self.retry_deadline_s),
+            stop=_after_first_failure(self.retry_deadline_s),
             wait=wait_random_exponential(multiplier=0.5, max=30),
-            before_sleep=_tell,
+            before_sleep=self._teller,
             reraise=True,
         )
         try:
-            completion = await retrying(self._client.chat.completions.create, **request)
+            async for attempt in retrying:
+                with attempt:
+                    completion = await self._client.chat.completions.create(**request)
         except openai.APIStatusError as error:
             raise _refusal(error) from error
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
             raise EndpointError(f"{self.base_url}: {error} ({error.__cause__})") from error
+        if not getattr(completion, "choices", None):
+            raise EndpointError(f"{self.base_url}: answers with no completion: {completion!r:.200}")
         choice, usage = completion.choices[0], completion.usage
         return Reply(
             text=choice.message.content or "",
@@ -141,6 +148,18 @@ class Endpoint:
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
         )
+
+
+def _after_first_failure(seconds: float) -> Callable[[RetryCallState], bool]:
+    """Stop so long after the first failure. What went before does not count: a generation of many
+    minutes that ends with its worker has the whole time to find another one."""
+    first_failure_s: list[float] = []
+
+    def stop(state: RetryCallState) -> bool:
+        first_failure_s.append(state.outcome_timestamp)
+        return state.outcome_timestamp - first_failure_s[0] >= seconds
+
+    return stop
 
 
 def _refusal(error: openai.APIStatusError) -> EndpointError:
@@ -153,7 +172,14 @@ def _refusal(error: openai.APIStatusError) -> EndpointError:
     return EndpointError(line)
 
 
-def _tell(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    if state.attempt_number in (3, 6, 12):
-        log.warning("request failed %d times, retrying: %s", state.attempt_number, error)
+class _Teller:
+    """Says that requests fail, once in a while for all of them together."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, state: RetryCallState) -> None:
+        if state.attempt_number >= 3 and time.monotonic() >= self._next:
+            self._next = time.monotonic() + TELL_EVERY_S
+            error = state.outcome.exception() if state.outcome else None
+            log.warning("requests fail and are retried: %s", error)

@@ -6,7 +6,7 @@
 The first form reads the pins and every RECORD in site-packages, and prints the broken pins on
 stdout, one a line, ready for `pip install --no-deps --force-reinstall`; why they are broken goes to
 stderr. `pip` is checked too, at any version. Exit status: 0 nothing is broken, 1 something is,
-2 the requirements file cannot be read.
+2 the requirements file cannot be read, or this is not the Python of the repository's .venv.
 
 The second form removes what an interrupted pip left behind in site-packages, and makes the modules
 in that folder importable from anywhere (it writes self-lengthen.pth). Where the folder was moved or
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+VENV = Path(__file__).resolve().parents[1] / ".venv"
 LINK_NAME = "self-lengthen.pth"
 PIP_NEEDS = ("METADATA", "RECORD")
 BROKEN_EXIT = 1
@@ -242,6 +243,10 @@ def main(argv: list[str] | None = None, site_packages: Path | None = None) -> in
     choice.add_argument("requirements", nargs="?", type=Path, help="file of pins to check")
     choice.add_argument("--adopt", metavar="ROOT", help="tidy up; make ROOT importable")
     arguments = parser.parse_args(argv)
+    if site_packages is None and Path(sys.prefix).resolve() != VENV.resolve():
+        # A .venv that lost its pyvenv.cfg: pip would install into the Python beneath it.
+        print(f"environment: {sys.executable} is not the Python of {VENV}", file=sys.stderr)
+        return USAGE_EXIT
     site_packages = site_packages or Path(sysconfig.get_path("purelib"))
     if arguments.adopt:
         tidy(site_packages)

@@ -72,7 +72,9 @@ def parser() -> Parser:
         epilog="The same command continues an interrupted run. See README.md.",
     )
     add = parser.add_argument
-    add("--demo", action="store_true", help="the bundled tiny model on the CPU: a preset of options")
+    add(
+        "--demo", action="store_true", help="the bundled tiny model on the CPU: a preset of options"
+    )
     add("--base_model", help="folder of a chat model, or its name on the hub")
     add("--family", choices=family_names(), help="default: by the model's config.json")
     add("--instruct_count", type=at_least(1), help="new instructions an iteration (default 1000)")
@@ -101,8 +103,14 @@ def parser() -> Parser:
     add("--lora_alpha", type=at_least(1), help=f"default {defaults.lora_alpha}")
     add("--cutoff_len", type=at_least(1), help=f"tokens of a text (default {defaults.cutoff_len})")
     add("--global_batch", type=at_least(1), help=f"texts a step (default {defaults.global_batch})")
-    add("--device_batch", type=at_least(1), help=f"of them at once (default {defaults.device_batch})")
-    add("--training_timeout_s", type=at_least(1, float), default=2 * 86400.0, help="of one training")
+    add(
+        "--device_batch",
+        type=at_least(1),
+        help=f"of them at once (default {defaults.device_batch})",
+    )
+    add(
+        "--training_timeout_s", type=at_least(1, float), default=2 * 86400.0, help="of one training"
+    )
     add(
         "--side_by_side",
         choices=("auto", "yes", "no"),

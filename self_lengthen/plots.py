@@ -1,8 +1,8 @@
 """What a run's folder holds as numbers, and the two pictures of it.
 
     iterations = read_iterations(run_dir)
-    draw_growth(iterations, path)    growth.png: words per text, by macro-iteration
-    draw_loss(iterations, path)      loss.png: training loss, by role and macro-iteration
+    draw_growth(iterations, run_dir)    plots/growth.png: words per text
+    draw_loss(iterations, run_dir)      plots/loss.png: training loss
 
 Reads phases.jsonl and, below iter_N/, each step's summary.json, the journals of initial_responses
 and extended_responses and the trainer logs. A step counts once its summary.json is there. Journals
@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,23 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from self_lengthen import files
 from self_lengthen.errors import UserError
+from self_lengthen.runfolder import (
+    EXTENDED,
+    EXTENDER_SFT,
+    FILTERED,
+    GENERATOR_SFT,
+    INITIAL,
+    INSTRUCTIONS,
+    SFT,
+    RunFolder,
+)
 
 log = logging.getLogger(__name__)
 
-STEPS = ("instructions", "initial_responses", "extended_responses", "filtered", "sft")
-ROLES = {"gen_sft": "Generator", "ext_sft": "Extender"}  # {adapter's folder: role}
+STEPS = (INSTRUCTIONS, INITIAL, EXTENDED, FILTERED, SFT)
+ROLES = {GENERATOR_SFT: "Generator", EXTENDER_SFT: "Extender"}  # {adapter's folder: role}
 
 KINDS = {  # {kind of text: (who writes it, colour, side of the iteration's tick)}
     "initial": ("initial, by the Generator", "#0072B2", -1),
@@ -42,11 +52,13 @@ KINDS = {  # {kind of text: (who writes it, colour, side of the iteration's tick
 }
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = (".-", ".--", ".:")  # for when the colours come round again
 
 HEIGHT_INCHES, MIN_WIDTH_INCHES, DOTS_PER_INCH = 7.5, 12.0, 100  # 1200 x 750 pixels
-INCHES_PER_ITERATION = 2.0  # what two boxes and the numbers beside them need
+INCHES_PER_ITERATION = 3.0  # what two boxes and the numbers beside them need
 LARGE_TEXT = rc_context({"font.size": 13})  # points
-BOX_OFFSET, BOX_WIDTH = 0.13, 0.2  # of the distance between two iterations
+NOTHING = "Nothing yet."  # in place of a plot or table
+BOX_OFFSET, BOX_WIDTH = 0.11, 0.18  # of the distance between two iterations
 
 
 @dataclass(frozen=True)
@@ -54,13 +66,15 @@ class Iteration:
     """What one macro-iteration has written so far."""
 
     number: int
-    folder: Path
+    run: RunFolder
     summaries: dict[str, dict[str, Any]]  # {finished step: its summary.json}
-    seconds: Counter[str]  # {finished phase: wall-clock seconds}
+    seconds: Counter[str]  # {phase: wall-clock seconds of all tries}
 
     @property
     def complete(self) -> bool:
-        return "train" in self.seconds
+        """Whether both adapters are trained: their manifests are written last."""
+        adapters = (self.run.adapter(self.number, role) for role in ROLES)
+        return all(path.with_name(f"{path.name}.manifest.json").exists() for path in adapters)
 
     @cached_property
     def pairs(self) -> np.ndarray | None:
@@ -68,27 +82,25 @@ class Iteration:
 
         None before step 2 is finished.
         """
-        return self._accepted_words("extended_responses", "words", "initial_words")
+        return self._accepted_words(EXTENDED, "words", "initial_words")
 
     @cached_property
     def words(self) -> dict[str, np.ndarray]:
         """The lengths in words of the accepted texts of each kind of which there are any."""
-        initial, extended = self._accepted_words("initial_responses", "words"), self.pairs
-        kinds = {"initial": initial, "extended": extended}
+        kinds = {"initial": self._accepted_words(INITIAL, "words"), "extended": self.pairs}
         return {kind: rows[:, 0] for kind, rows in kinds.items() if rows is not None and rows.size}
 
     @cached_property
     def losses(self) -> dict[str, dict[int, float]]:
         """{role: {optimisation step: training loss}} of the roles that have logged any."""
-        logs = {
-            role: self.folder / "lora" / name / "trainer_log.jsonl" for name, role in ROLES.items()
-        }
-        losses = {role: loss_by_step(read_lines(path)) for role, path in logs.items()}
+        folders = {role: self.run.adapter(self.number, name) for name, role in ROLES.items()}
+        logs = {role: read_lines(path / "trainer_log.jsonl") for role, path in folders.items()}
+        losses = {role: loss_by_step(lines) for role, lines in logs.items()}
         return {role: curve for role, curve in losses.items() if curve}
 
     def accepted_rows(self, step: str) -> Iterator[dict[str, Any]]:
         """The rows that passed the response check in `step`, one at a time."""
-        lines = read_lines(self.folder / step / "journal.jsonl")
+        lines = read_lines(self.run.step(self.number, step).path / "journal.jsonl")
         return (line["row"] for line in lines if line["kept"])
 
     def _accepted_words(self, step: str, *fields: str) -> np.ndarray | None:
@@ -100,23 +112,23 @@ class Iteration:
 
 def read_iterations(run_dir: Path) -> list[Iteration]:
     """Every macro-iteration that has begun, in order."""
+    run = RunFolder(run_dir)
     seconds: dict[int, Counter[str]] = {}
     for line in read_lines(run_dir / "phases.jsonl"):
         seconds.setdefault(line["iteration"], Counter())[line["phase"]] += line["seconds"]
     begun = {int(path.name[5:]) for path in run_dir.glob("iter_*") if path.name[5:].isdecimal()}
     iterations = []
     for n in sorted(begun | seconds.keys()):
-        folder = run_dir / f"iter_{n}"
-        paths = {step: folder / step / "summary.json" for step in STEPS}
+        paths = {step: run.step(n, step).path / "summary.json" for step in STEPS}
         summaries = {step: read_json(path) for step, path in paths.items() if path.is_file()}
-        iterations.append(Iteration(n, folder, summaries, seconds.get(n, Counter())))
+        iterations.append(Iteration(n, run, summaries, seconds.get(n, Counter())))
     return iterations
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object of a JSON file. Raises UserError when it is no JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return files.read_json(path)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); restore the file") from error
 
@@ -158,22 +170,32 @@ def loss_by_step(log_lines: Iterable[Mapping[str, Any]]) -> dict[int, float]:
 
 
 def number(value: float) -> str:
-    """As the report prints it: "1,235", "93.4", "40"."""
+    """A number as the report prints it: "1,235", "93.4", "40"."""
     if abs(value) >= 100 or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:.1f}"
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def times(factor: float) -> str:
+    return f"{factor:.2f}x"
+
+
 @LARGE_TEXT
-def draw_growth(iterations: Sequence[Iteration], path: Path) -> None:
-    """Boxes of text length in words, one per kind of text and iteration that has any."""
+def draw_growth(iterations: Sequence[Iteration], run_dir: Path) -> str:
+    """Boxes of text length in words per kind of text and iteration; returns Markdown."""
     drawn = {it.number: it.words for it in iterations if it.words}
+    if not drawn:
+        return NOTHING
     figure, (ax,) = _figure(max(MIN_WIDTH_INCHES, INCHES_PER_ITERATION * len(drawn)), 1)
     labels = []
     for tick, (iteration, kinds) in enumerate(drawn.items()):
         for kind, words in kinds.items():
             _draw_box(ax, tick, kind, words)
-        counts = ", ".join(f"{words.size:,} {kind}" for kind, words in kinds.items())
+        counts = "\n".join(f"{words.size:,} {kind}" for kind, words in kinds.items())
         labels.append(f"{iteration}\n{counts}")
     ax.set_xticks(range(len(labels)), labels)
     ax.set_xlim(-0.5, len(labels) - 0.5)
@@ -181,7 +203,7 @@ def draw_growth(iterations: Sequence[Iteration], path: Path) -> None:
     ax.set_title("Words per text from macro-iteration to macro-iteration", pad=14)
     _scale_by_doublings(ax, np.concatenate([n for kinds in drawn.values() for n in kinds.values()]))
     _add_growth_legend(ax)
-    _save(figure, path)
+    return _save(figure, run_dir, "growth")
 
 
 def _draw_box(ax: Axes, tick: int, kind: str, words: np.ndarray) -> None:
@@ -228,21 +250,25 @@ def _add_growth_legend(ax: Axes) -> None:
 
 
 @LARGE_TEXT
-def draw_loss(iterations: Sequence[Iteration], path: Path) -> None:
-    """Training loss by optimisation step: a panel per role, a line per iteration."""
+def draw_loss(iterations: Sequence[Iteration], run_dir: Path) -> str:
+    """Training loss by step, a panel per role, a line per iteration; returns Markdown."""
     roles = [role for role in ROLES.values() if any(role in it.losses for it in iterations)]
+    if not roles:
+        return NOTHING
     figure, axes = _figure(MIN_WIDTH_INCHES, len(roles))
     for ax, role in zip(axes, roles, strict=True):
         for index, it in enumerate(it for it in iterations if role in it.losses):
             steps, losses = zip(*it.losses[role].items(), strict=True)
-            colour = LINE_COLOURS[index % len(LINE_COLOURS)]
-            ax.plot(steps, losses, ".-", color=colour, label=f"iteration {it.number}")
+            again, colour = divmod(index, len(LINE_COLOURS))
+            style = LINE_STYLES[again % len(LINE_STYLES)]
+            label = f"iteration {it.number}"
+            ax.plot(steps, losses, style, color=LINE_COLOURS[colour], label=label)
         ax.set_title(role)
         ax.set_xlabel("optimisation step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(frameon=False)
     axes[0].set_ylabel("training loss (mean cross-entropy, nats)")
-    _save(figure, path)
+    return _save(figure, run_dir, "loss")
 
 
 def _figure(width_inches: float, panels: int) -> tuple[Figure, list[Axes]]:
@@ -256,21 +282,14 @@ def _figure(width_inches: float, panels: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
-    png = BytesIO()
-    figure.savefig(png, format="png")
-    write_whole(path, png.getvalue())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half-written. Raises OSError when it cannot be written."""
+def _save(figure: Figure, run_dir: Path, name: str) -> str:
+    """Write the picture beside its place and rename it; returns the Markdown that shows it."""
+    path = run_dir / "plots" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside.open("wb") as file:
+        figure.savefig(file, format="png")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    return f"![{name}](plots/{name}.png)"

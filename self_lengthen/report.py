@@ -2,13 +2,10 @@
 
     python -m self_lengthen.report results/<run>
 
-Reads run.json and what `self_lengthen.plots` reads of a run's folder; writes report.md,
-plots/growth.png and plots/loss.png there. What is not finished yet is absent.
+Reads run.json and what `plots` reads; writes report.md and plots/{growth,loss}.png beside run.json.
 """
 
-import argparse
 import re
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,68 +16,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from self_lengthen import plots
-from self_lengthen.errors import UserError
-from self_lengthen.plots import Iteration, number
+from self_lengthen.cli import Parser
+from self_lengthen.errors import UserError, main_exit
+from self_lengthen.extension import MIN_GROWTH
+from self_lengthen.files import write_atomic
+from self_lengthen.plots import NOTHING, Iteration, number, percent, times
 
 PHASES = ("serve", "step0", "step1", "step2", "step3", "step4", "stop_serving", "train")
 
-MIN_GROWTH = 1.2  # paper's release: an extension adds a fifth or is dropped
 MIN_ITERATION_GROWTH = 1.1  # ours: the paper sees about 2; less than a tenth may be chance
 MIN_ACCEPTED = 0.1  # ours: below it one unit in eight (0.9^20) fails all of its 20 attempts
-MAX_FAILED = 0.05  # paper's release: a step with more failed units than this never ends
 
 SAMPLES = {"Shorter quarter": 0.25, "Median": 0.5, "Longest": 1.0}  # {label: rank by length}
 SAMPLE_CHARACTERS = 800  # of a sample text are shown
 LINE_COLUMNS = 100  # of a sample text; a Chinese character takes two
-NOTHING = "Nothing yet."
 
-REPORT = """\
-# Self-Lengthen: {model} (family {family})
-
-{verdict}
-
-{progress}
-
-{growth_plot}
-
-## Growth
-
-{growth}
-
+GROWTH_NOTE = """\
 Words of all texts that passed the response check, before `drop_short`. Extension factor: mean over
 the pairs of extended / initial words. Ratio of means: mean extended / mean initial of these pairs.
-
-## Acceptance
-
-{acceptance}
-{troubles}
-## Cost
-
-Wall-clock seconds:
-
-{seconds}
-
-Tokens, and tokens per word of the accepted extended texts:
-
-{tokens}
-
-## Training loss
-
-{loss_plot}
-
-{losses}
-
-## Sample texts
-
-{samples}
-
-## How to read it
-
-Blue, what the Generator writes, should climb from iteration to iteration (in the paper it about
-doubles each time), and orange, what the Extender makes of it, should stand above blue and foretell
-the next blue. If blue stays low beside a higher orange, look at the training loss and at how many
-rows reached `sft`. If extensions fall short or few attempts are accepted, look at the reasons under
-Acceptance and at the sample texts.
+"""
+HOW_TO_READ = """\
+Blue, what the Generator writes, should climb from iteration to iteration (the paper about doubles
+it), and orange, what the Extender makes of it, should stand above blue and foretell the next blue.
+If blue stays low beside a higher orange, look at the training loss and the rows kept in `sft`. If
+extensions fall short or few attempts are accepted, look at the reasons and at the sample texts.
 """
 
 
@@ -100,40 +59,25 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(f"{run_dir}: has no run.json; give the folder of a run, results/<run>")
     options = plots.read_json(run_dir / "run.json")["options"]
     iterations = plots.read_iterations(run_dir)
-    report = REPORT.format(
-        model=options["base_model"],
-        family=options["family"],
-        verdict=verdict(iterations),
-        progress=progress(iterations, options["max_iter"]),
-        growth_plot=plot("growth", run_dir, iterations),
-        growth=growth_table(iterations),
-        acceptance=acceptance_table(iterations),
-        troubles="".join(f"\n**{trouble}**\n" for trouble in find_troubles(iterations)),
-        seconds=seconds_table(iterations),
-        tokens=token_table(iterations),
-        loss_plot=plot("loss", run_dir, iterations),
-        losses=loss_table(iterations),
-        samples=samples(iterations),
-    )
-    plots.write_whole(run_dir / "report.md", report.encode())
+    gaps = [f"**{gap}**" for gap in find_gaps(iterations)]
+    title = f"# Self-Lengthen: {options['base_model']} (family {options['family']})"
+    parts = [title, verdict(iterations), progress(iterations)]
+    parts += [plots.draw_growth(iterations, run_dir)]
+    parts += ["## Growth", growth_table(iterations), GROWTH_NOTE]
+    parts += ["## Acceptance", acceptance_table(iterations), *gaps]
+    parts += ["## Cost", "Wall-clock seconds, all tries of a phase:", seconds_table(iterations)]
+    parts += ["Tokens of the finished steps:", token_table(iterations)]
+    parts += ["## Training loss", plots.draw_loss(iterations, run_dir), loss_table(iterations)]
+    parts += ["## Sample texts", samples(iterations), "## How to read it", HOW_TO_READ]
+    report = "\n\n".join(part.strip() for part in parts) + "\n"
+    write_atomic(run_dir / "report.md", report)
     return run_dir / "report.md"
-
-
-def plot(name: str, run_dir: Path, iterations: Sequence[Iteration]) -> str:
-    """Draw a plot where there is something to draw; returns what report.md says in its place."""
-    draw, field = {"growth": (plots.draw_growth, "words"), "loss": (plots.draw_loss, "losses")}[
-        name
-    ]
-    if not any(getattr(it, field) for it in iterations):
-        return "Nothing to plot yet."
-    draw(iterations, run_dir / "plots" / f"{name}.png")
-    return f"![{name}](plots/{name}.png)"
 
 
 def verdict(iterations: Sequence[Iteration]) -> str:
     """One sentence: is the run healthy, and if not, first what is off."""
     findings = [find_growth(iterations), find_extension(iterations), find_acceptance(iterations)]
-    findings += [Finding(False, trouble) for trouble in find_troubles(iterations)]
+    findings += [Finding(False, gap) for gap in find_gaps(iterations)]
     if not any(it.complete for it in iterations):
         findings.insert(0, Finding(None, "no macro-iteration is complete yet"))
     answers = {finding.healthy for finding in findings}
@@ -174,29 +118,25 @@ def find_extension(iterations: Sequence[Iteration]) -> Finding:
 def find_acceptance(iterations: Sequence[Iteration]) -> Finding:
     """How many attempts were accepted, and whether a step comes near to giving up."""
     tallies = {place: summary.get("attempts") for place, summary in summaries(iterations)}
-    counted = {place: tally for place, tally in tallies.items() if tally and tally["total"]}
-    if not counted:
+    counts = {at: (n["accepted"], n["total"]) for at, n in tallies.items() if n and n["total"]}
+    if not counts:
         return Finding(None, "no attempt has been counted yet")
-    total = sum(tally["total"] for tally in counted.values())
-    accepted = sum(tally["accepted"] for tally in counted.values())
-    text = f"{percent(accepted, total)} of {total:,} attempts were accepted"
-    worst = min(counted, key=lambda place: counted[place]["accepted"] / counted[place]["total"])
-    if counted[worst]["accepted"] < MIN_ACCEPTED * counted[worst]["total"]:
-        share = percent(counted[worst]["accepted"], counted[worst]["total"])
-        return Finding(False, f"{text}, only {share} in {worst}")
+    accepted, total = map(sum, zip(*counts.values(), strict=True))
+    text = f"{percent(accepted / total)} of {total:,} attempts were accepted"
+    worst, place = min((accepted / total, place) for place, (accepted, total) in counts.items())
+    if worst < MIN_ACCEPTED:
+        return Finding(False, f"{text}, only {percent(worst)} in {place}")
     return Finding(True, text)
 
 
-def find_troubles(iterations: Sequence[Iteration]) -> Iterator[str]:
-    """Units that failed or whose fate is unknown; nothing where all is well."""
+def find_gaps(iterations: Sequence[Iteration]) -> Iterator[str]:
+    """The steps that lost a unit: in = kept + dropped + failed + cut must hold to the last one."""
     for place, summary in summaries(iterations):
         units = summary["units"]
         fates = units["kept"] + sum(units["dropped"].values()) + units["failed"] + units["cut"]
         if fates != units["in"]:
-            sums = f"{units['in']:,} units in, {fates:,} kept + dropped + failed + cut"
-            yield f"the accounting does not add up in {place}: {sums}"
-        if units["failed"] > MAX_FAILED * units["in"]:
-            yield f"{units['failed']:,} of {units['in']:,} units failed in {place}"
+            equation = f"{units['in']:,} units in, {fates:,} kept + dropped + failed + cut"
+            yield f"accounting does not add up in {place}: {equation}"
 
 
 def summaries(iterations: Sequence[Iteration]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -211,44 +151,33 @@ def initial_means(iterations: Sequence[Iteration]) -> dict[int, float]:
     return {it.number: it.words["initial"].mean() for it in iterations if "initial" in it.words}
 
 
-def progress(iterations: Sequence[Iteration], max_iter: int) -> str:
-    text = f"{sum(it.complete for it in iterations)} of {max_iter} macro-iterations are complete."
+def progress(iterations: Sequence[Iteration]) -> str:
+    text = f"Complete macro-iterations: {sum(it.complete for it in iterations)}."
     for it in iterations:
         if not it.complete:
             steps = ", ".join(f"`{step}`" for step in it.summaries) or "no step"
-            text += f" Iteration {it.number} is under way and has finished {steps}."
+            text += f" Iteration {it.number} is not complete; it has finished {steps}."
     return text
-
-
-def percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %"
-
-
-def times(factor: float) -> str:
-    return f"{factor:.2f}x"
 
 
 def by_reason(tally: Mapping[str, int]) -> str:
     """The most frequent first: "drop_short 19, repetition 1"."""
-    return ", ".join(f"{reason} {n:,}" for reason, n in Counter(tally).most_common()) or "–"
+    return ", ".join(f"{name} {n:,}" for name, n in Counter(tally).most_common() if n) or "–"
 
 
 def table(header: str, rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table. Numbers are rounded and stand at the right; None becomes "–"."""
-    cells = [
-        [
-            "–" if value is None else value if isinstance(value, str) else number(value)
-            for value in row
-        ]
-        for row in rows
-    ]
+
+    def cell(value: Any) -> str:
+        return "–" if value is None else value if isinstance(value, str) else number(value)
+
+    cells = [[cell(value) for value in row] for row in rows]
     if not cells:
         return NOTHING
     columns = zip(*cells, strict=True)
-    rule = [
-        "---:" if all(re.match("[–0-9]", cell) for cell in column) else "---" for column in columns
-    ]
-    return "\n".join([f"| {header} |", *(f"| {' | '.join(row)} |" for row in [rule, *cells])])
+    numeric = [all(re.match("[–0-9]", text) for text in column) for column in columns]
+    lines = [["---:" if right else "---" for right in numeric], *cells]
+    return "\n".join([f"| {header} |", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def growth_table(iterations: Sequence[Iteration]) -> str:
@@ -278,7 +207,7 @@ def acceptance_table(iterations: Sequence[Iteration]) -> str:
             tries = [None, None, None]
             if attempts:
                 total, rejected = attempts["total"], by_reason(attempts["rejected"])
-                tries = [total, percent(attempts["accepted"], total) if total else None, rejected]
+                tries = [total, percent(attempts["accepted"] / total) if total else None, rejected]
             rows.append([it.number, step, units["in"], *fates, *tries])
     header = "iteration | step | units in | kept | dropped by reason | failed | cut"
     return table(f"{header} | attempts | accepted | rejected by reason", rows)
@@ -321,9 +250,8 @@ def samples(iterations: Sequence[Iteration]) -> str:
     extended = [it for it in iterations if "extended" in it.words]
     if not extended:
         return NOTHING
-    shortest_first = np.argsort(extended[-1].words["extended"], kind="stable")
-    last = len(shortest_first) - 1
-    labels = {int(shortest_first[round(rank * last)]): label for label, rank in SAMPLES.items()}
+    order = np.argsort(extended[-1].words["extended"], kind="stable")
+    labels = {int(order[round(rank * (order.size - 1))]): label for label, rank in SAMPLES.items()}
     rows = extended[-1].accepted_rows("extended_responses")
     picked = {index: row for index, row in enumerate(rows) if index in labels}
     texts = [sample(label, picked[index]) for index, label in labels.items()]
@@ -332,38 +260,34 @@ def samples(iterations: Sequence[Iteration]) -> str:
 
 def sample(label: str, row: Mapping[str, Any]) -> str:
     words, initial_words = row["words"], row["initial_words"]
-    return "\n\n".join(
-        [
-            f"### {label}: {initial_words:,} → {words:,} words ({times(words / initial_words)})",
-            f"Instruction:\n\n{quote(row['instruction'])}",
-            f"Initial:\n\n{quote(row['initial'], initial_words)}",
-            f"Extended:\n\n{quote(row['response'], words)}",
-        ]
-    )
+    title = f"### {label}: {initial_words:,} → {words:,} words ({times(words / initial_words)})"
+    parts = [title, "Instruction:", quote(row["instruction"])]
+    parts += ["Initial:", quote(row["initial"], initial_words)]
+    return "\n\n".join([*parts, "Extended:", quote(row["response"], words)])
 
 
 def quote(text: str, words: int | None = None) -> str:
     """The beginning of a text of so many words as a code block, so that no markup in it counts."""
+    note = ""
     if len(text) > SAMPLE_CHARACTERS:
-        # A cut word is no word; Chinese is cut anywhere.
+        # Without a word that is cut itself; Chinese may be cut anywhere.
         text = re.sub("[!-~]+$", "", text[:SAMPLE_CHARACTERS]).rstrip()
-        text += " …" if words is None else f" … ({words:,} words in all)"
+        note = " …" if words is None else f" … ({words:,} words in all)"
     columns = LINE_COLUMNS // 2 if re.search("[\u3000-\u9fff]", text) else LINE_COLUMNS
-    lines = [textwrap.fill(line, columns) for line in text.splitlines()]
+    wrapped = "\n".join(textwrap.fill(line, columns) for line in text.splitlines())
     fence = max(["``", *re.findall("`+", text)], key=len) + "`"
-    return "\n".join([fence, *lines, fence])
+    return f"{fence}\n{wrapped}{note}\n{fence}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m self_lengthen.report", description=__doc__)
+def main() -> None:
+    parser = Parser(prog="python -m self_lengthen.report", description=__doc__.splitlines()[0])
     parser.add_argument("results_dir", type=Path, help="the run's folder, results/<run>")
+    results_dir = parser.parse_args().results_dir
     try:
-        print(write_report(parser.parse_args(arguments).results_dir))
-    except (UserError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    return 0
+        print(write_report(results_dir))
+    except OSError as error:
+        raise UserError(f"{error}: the report of {results_dir} cannot be written") from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_exit("report", main)

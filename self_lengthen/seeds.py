@@ -7,16 +7,19 @@ from self_lengthen.errors import UserError
 
 
 def read_seeds(path: Path) -> list[str]:
-    """The prompts of the file. Raises UserError that names the first line that is wrong."""
+    """The prompts of the file, each once. Raises UserError that names the first wrong line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a prompt may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot read the seed file ({error}): give --seeds=FILE"
         ) from error
-    seeds = [_prompt(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    prompts = [_prompt(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    seeds = list(dict.fromkeys(prompts))
     if len(seeds) < 2:
-        raise UserError(f"{path}: holds {len(seeds)} seed instructions, at least 2 are needed")
+        raise UserError(
+            f"{path}: holds {len(seeds)} different seed instructions, at least 2 are needed"
+        )
     return seeds
 
 

@@ -8,7 +8,6 @@ max_tokens to the context that is left, so that a request takes one hop to the c
 worker. Failures that a retry may mend have a 5xx status, others a 4xx one.
 """
 
-import argparse
 import asyncio
 import json
 from collections.abc import Awaitable
@@ -33,10 +32,12 @@ from fastchat.protocol.openai_api_protocol import (
 )
 from pydantic import BaseModel
 
+from self_lengthen.cli import Parser
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 
 WORKER_TIMEOUT_S = 3 * 3600  # a long reply in a full batch
+STOP_S = 3  # seconds for requests in flight when we are stopped
 ROUTES = ("/v1/chat/completions", "/v1/completions")
 
 T = TypeVar("T")
@@ -197,12 +198,14 @@ async def serve(host: str, port: int) -> None:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         app.state.session = session
-        config = uvicorn.Config(app, host=host, port=port, log_level="warning")
+        config = uvicorn.Config(
+            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=STOP_S
+        )
         await uvicorn.Server(config).serve()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--controller", required=True)

@@ -137,7 +137,7 @@ def _worker(
     if group:
         env = {**env, "CUDA_VISIBLE_DEVICES": ",".join(group)}
     else:
-        command.append("--enforce_eager")  # compiling takes longer than a small run saves
+        command.append("--cpu")
         env = {**env, "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB)}
     return Service(f"worker_{number}", command, f"http://{options.host}:{port}", env)
 

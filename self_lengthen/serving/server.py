@@ -35,14 +35,18 @@ log = logging.getLogger(__name__)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="run_server.sh", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+    parser = Parser(prog="run_server.sh", description=__doc__.split("\n")[0])
     parser.add_argument("--base_model", required=True, help="folder, or name on the hub")
     parser.add_argument(
-        "--adapter", action="append", default=[], metavar="NAME=DIR", help="LoRA adapter; repeatable"
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="LoRA adapter; repeatable",
     )
-    parser.add_argument("--tensor_parallel", type=int, default=0, help="GPUs a worker; 0: by memory")
+    parser.add_argument(
+        "--tensor_parallel", type=int, default=0, help="GPUs a worker; 0: by memory"
+    )
     parser.add_argument("--max_model_len", type=int, default=0, help="tokens; 0: up to 32768")
     parser.add_argument("--max_num_seqs", type=int, default=0, help="in one batch; 0: by device")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
@@ -54,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--startup_timeout_s", type=float, default=STARTUP_TIMEOUT_S)
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dry_run", action="store_true", help="print the command lines, start none")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the command lines, start none"
+    )
     return parser
 
 

@@ -25,10 +25,13 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from self_lengthen.cli import Parser
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.prompt import render_messages
 
+STOP_S = 3  # seconds for requests in flight when we are stopped
+CPU_BATCHED_TOKENS = 8192  # in one step
 MOST_REQUESTS = 4096  # FastChat's own limit on a worker, out of the way: the engine queues better
 
 
@@ -155,6 +158,18 @@ def failure(code: ErrorCode, text: str) -> JSONResponse:
     return JSONResponse({"text": text, "error_code": code})
 
 
+def cpu_settings(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.cpu:
+        return {}
+    return {
+        "enforce_eager": True,  # compiling takes longer than a small run saves
+        # vllm 0.28.0 ends when a prompt is split over two steps and its request has a seed: it sets
+        # the offset of the request's generator, which one of the CPU does not have.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(args.max_model_len, CPU_BATCHED_TOKENS),
+    }
+
+
 def lora_limits(args: argparse.Namespace) -> dict[str, Any]:
     if not args.adapter:
         return {}  # LoRA slows the base model: off until there is an adapter
@@ -172,14 +187,20 @@ async def serve(args: argparse.Namespace) -> None:
             tensor_parallel_size=args.tensor_parallel,
             max_model_len=args.max_model_len,
             max_num_seqs=args.max_num_seqs,
-            enforce_eager=args.enforce_eager,
             trust_remote_code=args.trust_remote_code,
             seed=args.seed,
+            **cpu_settings(args),
             **lora_limits(args),
         )
     )
     worker = LoraWorker(args, engine)
-    config = uvicorn.Config(make_app(worker), host=args.host, port=args.port, log_level="warning")
+    config = uvicorn.Config(
+        make_app(worker),
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_S,
+    )
     server = uvicorn.Server(config)
     serving = asyncio.ensure_future(server.serve())
     await asyncio.to_thread(worker.init_heart_beat)
@@ -190,7 +211,7 @@ async def serve(args: argparse.Namespace) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--base_model", required=True)
     parser.add_argument("--base_name", default="base", help="name of the base model as served")
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=DIR")
@@ -201,7 +222,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tensor_parallel", type=int, default=1)
     parser.add_argument("--max_model_len", type=int, required=True)
     parser.add_argument("--max_num_seqs", type=int, default=256)
-    parser.add_argument("--enforce_eager", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="no GPU: settings of the CPU backend")
     parser.add_argument("--trust_remote_code", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -59,7 +59,10 @@ class InstructionWriter:
         name = f"i{self.step.iteration}-q{unit:06d}"
         reason: str | None = None
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            row, reason = await self._attempt(tally, name, unit, attempt)
+            try:
+                row, reason = await self._attempt(tally, name, unit, attempt)
+            except ContextOverflowError:
+                row, reason = None, Reason.CONTEXT
             if row is not None:
                 tally.accepted += 1
                 self._accept(row["instruction"])
@@ -73,16 +76,13 @@ class InstructionWriter:
         rng = self.step.rng(unit, attempt)
         examples = rng.sample(self.pool, EXAMPLES)
         seed = call_seed(self.step.seed, name, attempt)
-        try:
-            reply = await tally.chat(
-                BASE_MODEL,
-                self.family.self_instruct_prompt(),
-                self._list_sampling(),
-                seed=seed,
-                opened_with=self._opening(examples),
-            )
-        except ContextOverflowError:
-            return None, Reason.CONTEXT
+        reply = await tally.chat(
+            BASE_MODEL,
+            self.family.self_instruct_prompt(),
+            self._list_sampling(),
+            seed=seed,
+            opened_with=self._opening(examples),
+        )
         instruction = reply.text.strip()
         reason = self._check(instruction, reply.finish_reason) or await self._judge(
             tally, instruction, seed

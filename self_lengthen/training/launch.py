@@ -129,7 +129,9 @@ def _train_together(jobs: Sequence[TrainingJob], logs: Path, timeout_s: float) -
         started = time.monotonic()
         for job in jobs:
             _prepare(job)
-            process = Owned(f"training of {job.role}", job.command, logs / f"{job.role}.log", _env(job))
+            process = Owned(
+                f"training of {job.role}", job.command, logs / f"{job.role}.log", _env(job)
+            )
             running[job] = stack.enter_context(process)
         spoke = time.monotonic()
         while running:

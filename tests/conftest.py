@@ -1,0 +1,55 @@
+"""What the tests share. The stand-ins for a model are in fakes.py."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from self_lengthen.family import ModelFamily, load_family
+from self_lengthen.runfolder import RunFolder
+
+# A machine that does something else beside makes a test slow, not wrong.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
+
+
+@pytest.fixture
+def qwen() -> ModelFamily:
+    return load_family("qwen")
+
+
+@pytest.fixture
+def llama() -> ModelFamily:
+    return load_family("llama")
+
+
+@pytest.fixture(params=["qwen", "llama"])
+def family(request: pytest.FixtureRequest) -> ModelFamily:
+    """Each family in turn."""
+    return load_family(request.param)
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Callable[..., RunFolder]:
+    """Makes the folder of a run that has only its run.json; options are given by name."""
+
+    def make(family: ModelFamily, name: str = "run", **options: object) -> RunFolder:
+        defaults = {
+            "family": family.name,
+            "base_model": "models/fake",
+            "seeds": str(family.seeds),
+            "seed": 42,
+            "instruct_count": 4,
+            "max_tokens": 256,
+            "finish_ratio": 1.0,
+            "trust_remote_code": False,
+        }
+        path = tmp_path / name
+        path.mkdir(exist_ok=True)
+        text = json.dumps({"options": {**defaults, **options}})
+        (path / "run.json").write_text(text, encoding="utf-8")
+        return RunFolder(path)
+
+    return make

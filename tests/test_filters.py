@@ -1,0 +1,362 @@
+"""Claims about the checks of `self_lengthen.filters`; `python -m pytest tests/test_filters.py`."""
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+from time import perf_counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from self_lengthen.errors import UserError
+from self_lengthen.family import NgramRule, family_names, infer_family, load_family
+from self_lengthen.filters import (
+    NgramWatch,
+    Reason,
+    check_response,
+    has_repeat,
+    instruction_key,
+    read_judge,
+)
+from self_lengthen.text import char_units, word_units
+
+QWEN = load_family("qwen")
+LLAMA = load_family("llama")
+CHINESE_DIGITS = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳"  # 16 different characters
+
+
+def words(count: int, start: int = 0) -> str:
+    return " ".join(f"w{n}" for n in range(start, start + count))
+
+
+class TestCheckResponse:
+    @pytest.mark.parametrize("family", [QWEN, LLAMA], ids=lambda family: family.name)
+    @pytest.mark.parametrize("finish_reason", ["stop", None, "eos", ""])
+    def test_a_finished_text_is_kept_whatever_else_the_server_calls_it(self, family, finish_reason):
+        assert check_response(family, "A short, finished text.\n", finish_reason) is None
+
+    @pytest.mark.parametrize("text", ["", " \n\t\u3000"])
+    def test_a_blank_text_is_empty_even_when_it_was_cut(self, text):
+        assert check_response(QWEN, text, "length") == Reason.EMPTY
+
+    def test_a_cut_text_is_truncated_even_when_it_ends_well(self):
+        assert check_response(QWEN, "写完了。", "length") == Reason.TRUNCATED
+        assert check_response(LLAMA, "It is done.", "length") == Reason.TRUNCATED
+
+    @pytest.mark.parametrize("ending", ",;:-，；：、—a中*_#")
+    @pytest.mark.parametrize("family", [QWEN, LLAMA], ids=lambda family: family.name)
+    def test_an_unfinished_ending_is_dropped(self, family, ending):
+        assert check_response(family, f"Some text{ending} \n", "stop") == Reason.ENDING
+
+    @pytest.mark.parametrize("ending", '。！？”)]}>）】’…`.!?"')
+    def test_qwen_keeps_its_endings_and_ascii_ones(self, ending):
+        assert check_response(QWEN, f"文字{ending}\n ", "stop") is None
+
+    @pytest.mark.parametrize("ending", ".!?\"')]}>`")
+    def test_llama_keeps_its_endings(self, ending):
+        assert check_response(LLAMA, f"Some text{ending}\n ", "stop") is None
+
+    @pytest.mark.parametrize("ending", "。”’…")
+    def test_llama_drops_the_endings_of_chinese(self, ending):
+        assert check_response(LLAMA, f"Some text{ending}", "stop") == Reason.ENDING
+
+    def test_the_cheapest_reason_is_named_first(self):
+        both = f"The revised text: {words(10)} {words(10)}"
+        assert check_response(LLAMA, both, "length") == Reason.TRUNCATED
+        assert check_response(LLAMA, both, "stop") == Reason.ENDING
+        assert check_response(LLAMA, both + " .", "stop") == Reason.SELF_TALK
+        assert check_response(LLAMA, both[12:] + " .", "stop") == Reason.REPETITION
+
+    def test_reasons_read_as_plain_strings(self):
+        assert f"{Reason.SELF_TALK}" == "self_talk"
+        assert len({str(reason) for reason in Reason}) == len(Reason)
+
+
+class TestSelfTalk:
+    BODY = [f"Line {n} of the story." for n in range(8)]
+
+    def verdict_with(self, sentence: str, line: int, family=LLAMA):
+        text = "\n".join(sentence if n == line else body for n, body in enumerate(self.BODY))
+        return check_response(family, text, "stop")
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [(0, "self_talk"), (1, "self_talk"), (2, None), (4, None)]
+        + [(5, "self_talk"), (6, "self_talk"), (7, "self_talk")],
+    )
+    def test_only_the_first_two_and_last_three_lines_are_searched(self, line, reason):
+        assert self.verdict_with("This is my revised text.", line) == reason
+
+    @pytest.mark.parametrize(
+        "word",
+        ["revised", "Revision", "RESPONSE", "versions", "paragraph", "responses", "version's"],
+    )
+    def test_whole_words_count_in_any_case_and_in_the_plural(self, word):
+        assert self.verdict_with(f"Here is the {word} now.", 0) == Reason.SELF_TALK
+
+    @pytest.mark.parametrize(
+        "word", ["conversion", "responsev", "diversion", "responsible", "revise"]
+    )
+    def test_parts_of_other_words_do_not_count(self, word):
+        assert self.verdict_with(f"Here is the {word} now.", 0) is None
+
+    def test_blank_lines_around_the_text_do_not_hide_it(self):
+        text = "\n\n\nHere is the revised text.\n\n" + "\n".join(self.BODY) + "\n\n\n"
+        assert check_response(LLAMA, text, "stop") == Reason.SELF_TALK
+        text = "\n".join(self.BODY) + "\nI hope this version helps.\n\n\n\n"
+        assert check_response(LLAMA, text, "stop") == Reason.SELF_TALK
+
+    def test_a_family_without_such_words_is_never_searched(self):
+        assert self.verdict_with("This is my revised version.", 0, family=QWEN) is None
+
+    def test_no_lines_at_an_end_means_none_and_not_all(self):
+        family = replace(LLAMA, self_talk_first_lines=0, self_talk_last_lines=0)
+        assert self.verdict_with("This is my revised version.", 3, family) is None
+
+
+class TestRepetition:
+    def test_thirteen_chinese_characters_twice_are_a_repetition_and_twelve_are_not(self):
+        thirteen, twelve = CHINESE_DIGITS[:13], CHINESE_DIGITS[:12]
+        assert has_repeat(QWEN, f"{thirteen}，{thirteen}。")
+        assert not has_repeat(QWEN, f"{twelve}，{twelve}。")
+
+    def test_ten_words_twice_are_a_repetition_and_nine_are_not(self):
+        assert has_repeat(LLAMA, f"{words(10)} and {words(10)}")
+        assert not has_repeat(LLAMA, f"{words(9)} and {words(9)}")
+
+    @pytest.mark.parametrize(("family", "unit", "n"), [(QWEN, "啊", 13), (LLAMA, "a ", 10)])
+    def test_overlapping_windows_count(self, family, unit, n):
+        # n units hold one window; n + 1 units hold two, the same one.
+        assert not has_repeat(family, unit * n)
+        assert has_repeat(family, unit * (n + 1))
+
+    def test_an_ascii_run_in_chinese_is_one_unit(self):
+        # 12 characters + the run "GPU 8" = 13 units; the run differs in the second text.
+        twelve = CHINESE_DIGITS[:12]
+        assert has_repeat(QWEN, f"{twelve}GPU 8，{twelve}GPU 8。")
+        assert not has_repeat(QWEN, f"{twelve}GPU 8，{twelve}GPU 88。")
+
+    def test_english_under_qwen_is_judged_by_its_words(self):
+        assert has_repeat(QWEN, f"{words(10)} and {words(10)} .")
+        assert not has_repeat(QWEN, f"{words(9)} and {words(9)} .")
+        assert has_repeat(QWEN, f"他说：{words(12)}，又说： {words(12)} 。")
+
+    def test_white_space_between_words_does_not_hide_a_repetition(self):
+        assert has_repeat(LLAMA, words(10) + "\n\n" + words(10).replace(" ", "  "))
+
+    def test_the_windows_of_a_long_text_cost_little(self):
+        text = "".join(chr(0x4E00 + (n * n * 7 + n // 13) % 20000) for n in range(30_000))
+        start = perf_counter()
+        has_repeat(QWEN, " ".join(text[n : n + 3] for n in range(0, len(text), 3)))
+        assert perf_counter() - start < 2  # about 0.05 s on an idle laptop
+
+
+def occurs_twice(rule: NgramRule, text: str) -> bool:
+    """The rule as it is written down: a dictionary of all windows."""
+    units = list({"char": char_units, "word": word_units}[rule.unit](text))
+    windows: dict[tuple[str, ...], int] = {}
+    for start in range(len(units) - rule.n + 1):
+        window = tuple(units[start : start + rule.n])
+        windows[window] = windows.get(window, 0) + 1
+    return any(count > 1 for count in windows.values())
+
+
+RULES = st.builds(NgramRule, st.sampled_from(["char", "word"]), st.integers(1, 4))
+PIECES = st.lists(st.text(alphabet="ab中文é \n　", max_size=8), max_size=12)
+
+
+class TestNgramWatch:
+    @given(RULES, PIECES)
+    def test_any_text_in_any_pieces_is_judged_as_the_dictionary_judges_the_whole(
+        self, rule, pieces
+    ):
+        watch = NgramWatch(rule)
+        verdicts = [watch.feed(piece) for piece in pieces] + [watch.close()]
+        assert verdicts[-1] == occurs_twice(rule, "".join(pieces))
+        assert not any(earlier and not later for earlier, later in pairwise(verdicts))
+
+    @given(RULES, st.lists(st.text(max_size=5), max_size=8))
+    def test_so_is_any_unicode_text(self, rule, pieces):
+        watch = NgramWatch(rule)
+        for piece in pieces:
+            watch.feed(piece)
+        assert watch.close() == occurs_twice(rule, "".join(pieces))
+
+    @given(RULES, PIECES)
+    def test_it_says_repeat_with_the_very_piece_that_completes_one(self, rule, pieces):
+        watch, read = NgramWatch(rule), ""
+        for piece in pieces:
+            read += piece
+            open_unit = re.search({"char": r"[\x00-\x7f]*\Z", "word": r"\S*\Z"}[rule.unit], read)
+            assert watch.feed(piece) == occurs_twice(rule, read[: open_unit.start()])
+
+    def test_an_open_unit_counts_only_when_it_is_complete(self):
+        watch = NgramWatch(NgramRule("word", 2))
+        assert not watch.feed("so it is, so i")
+        assert not watch.feed("t")  # "it" may still become "item"
+        assert watch.feed(" ")
+        watch = NgramWatch(NgramRule("word", 2))
+        assert not watch.feed("so it is, so it")
+        assert watch.close()
+
+    def test_units_are_compared_one_by_one_not_as_joined_text(self):
+        # "ab c" and "a bc" are the same letters in the same order.
+        assert not NgramWatch(NgramRule("word", 2)).feed("ab c x a bc ")
+
+    def test_a_long_english_text_under_the_char_rule_costs_little(self):
+        watch = NgramWatch(QWEN.ngram_rules[0])
+        start = perf_counter()
+        for _ in range(50_000):
+            assert not watch.feed("word ")
+        assert not watch.close()
+        assert (
+            perf_counter() - start < 2
+        )  # about 0.03 s on an idle laptop; quadratic would be minutes
+
+
+class TestReadJudge:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "是",
+            "是。",
+            " 是的，适合。",
+            "**是**",
+            "答案：是",
+            "答案：\n是。",
+            "「是」",
+            "是，不少于两千字",
+        ]
+        + ["是否适合：是"],
+    )
+    def test_chinese_yes(self, reply):
+        assert read_judge(QWEN, reply) is True
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            "否",
+            "否。",
+            "不是",
+            "不是的。",
+            "不适合。",
+            "不，是短文",
+            "答案：否",
+            "**否**",
+            "答案：不是",
+        ],
+    )
+    def test_chinese_no(self, reply):
+        assert read_judge(QWEN, reply) is False
+
+    @pytest.mark.parametrize(
+        "reply",
+        ["yes", "Yes.", " yes, it does", "**Yes**", "YES!", "_yes_", "Answer: Yes", "“Yes”"]
+        + ["**Answer:** yes", "Ｙｅｓ", "Yes\nNo further comment."],
+    )
+    def test_english_yes(self, reply):
+        assert read_judge(LLAMA, reply) is True
+
+    @pytest.mark.parametrize("reply", ["no", "No.", "**No**", "Answer: no", "NO, it is short."])
+    def test_english_no(self, reply):
+        assert read_judge(LLAMA, reply) is False
+
+    @pytest.mark.parametrize(
+        ("family", "reply"),
+        [
+            (LLAMA, reply)
+            for reply in ["", "...", "yesterday", "Nothing", "Maybe yes", "noyes", "yes2"]
+        ]
+        + [(LLAMA, reply) for reply in ["Yes or no", "yes/no", "No or yes?", "It depends: on much"]]
+        + [
+            (QWEN, reply)
+            for reply in ["", "。", "也许是", "是否适合？", "是或否", "是/否", "是不是呢"]
+        ],
+    )
+    def test_anything_else_is_unclear(self, family, reply):
+        assert read_judge(family, reply) is None
+
+    @given(st.sampled_from([QWEN, LLAMA]), st.text("*_ \n\"'“”。.-#>(", max_size=6), st.data())
+    def test_marks_around_the_word_change_nothing(self, family, marks, data):
+        verdict = data.draw(st.booleans())
+        word = data.draw(st.sampled_from(family.judge_yes if verdict else family.judge_no))
+        assert read_judge(family, marks + word.upper() + marks) is verdict
+
+
+class TestInstructionKey:
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("Write a novel.", "  write  a\nNovel"),
+            ("写一篇小说。", "写一篇小说"),
+            ("写一篇 小说！", "写一篇小说"),
+            ("写一篇关于ＡＩ的报告", "写一篇关于ai的报告。"),
+            ("用 GPU 写", "用GPU写"),
+            ("Write: why?", "write： why？"),
+            ("Write about the Straße...", "write about the STRASSE…"),
+        ],
+    )
+    def test_the_same_instruction_has_the_same_key(self, one, other):
+        assert instruction_key(one) == instruction_key(other)
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("Write about C.", "Write about C++."),
+            ("Write a part.", "Write apart."),
+            ("写小说", "写大说"),
+            ("Write 1.5 pages", "Write 15 pages"),
+        ],
+    )
+    def test_different_instructions_have_different_keys(self, one, other):
+        assert instruction_key(one) != instruction_key(other)
+
+    @given(st.text("aBß中。，！. ,!?\nＡ　é"))
+    def test_a_key_is_its_own_key(self, text):
+        assert instruction_key(instruction_key(text)) == instruction_key(text)
+
+    @given(st.text("aBcd中 文", min_size=1), st.sampled_from(["", ".", "。", "！", " ?\n", "..."]))
+    def test_case_and_final_marks_never_matter(self, text, mark):
+        assert instruction_key(text.upper() + mark) == instruction_key(text.lower())
+
+
+class TestFamily:
+    def test_the_folders_with_a_config_are_the_families(self):
+        assert {"qwen", "llama"} <= set(family_names())
+        assert all(load_family(name).name == name for name in family_names())
+
+    @pytest.mark.parametrize("name", ["gpt", "", "../qwen", "os", "QWEN"])
+    def test_an_unknown_family_is_one_clear_line_that_names_the_known_ones(self, name):
+        with pytest.raises(UserError) as error:
+            load_family(name)
+        assert "qwen" in str(error.value) and "llama" in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def test_the_model_type_infers_the_family(self):
+        for name in family_names():
+            for model_type in load_family(name).model_types:
+                assert infer_family(model_type) is load_family(name)
+        assert infer_family("no_such_model") is None
+
+    def test_slots_inside_a_users_instruction_are_left_alone(self, tmp_path):
+        (tmp_path / "extend.md").write_text("{other} <{instruction}> [{draft}]\n", encoding="utf-8")
+        family = replace(QWEN, prompts=tmp_path)
+        filled = family.extend_prompt(r"use {draft}, {instruction} and {} \1", "a {draft} \\g<0>")
+        assert filled == r"{other} <use {draft}, {instruction} and {} \1> [a {draft} \g<0>]"
+
+    def test_a_prompt_file_without_its_slot_or_missing_is_named(self, tmp_path):
+        (tmp_path / "judge.md").write_text("Is it long?\n", encoding="utf-8")
+        family = replace(QWEN, prompts=tmp_path)
+        with pytest.raises(UserError, match=r"judge\.md.*\{instruction\}"):
+            family.judge_prompt("Write.")
+        with pytest.raises(UserError, match=r"extend\.md"):
+            family.extend_prompt("Write.", "Text.")
+
+    @pytest.mark.parametrize("name", family_names())
+    def test_every_family_has_prompts_with_the_slots_they_need(self, name):
+        family = load_family(name)
+        assert family.self_instruct_prompt() == family.self_instruct_prompt().rstrip("\n") != ""
+        assert "SOME REQUEST" in family.judge_prompt("SOME REQUEST")
+        extend = family.extend_prompt("SOME REQUEST", "SOME DRAFT")
+        assert extend.index("SOME REQUEST") < extend.index("SOME DRAFT")
