@@ -1,7 +1,7 @@
 """Train the two bundled models from scratch: `python -m demo.build [qwen] [llama]` (from the root).
 
-Writes demo/models/<family>/ (weights, tokenizer, chat template). Both together take under 30 minutes
-on 2 cores: each is trained in a process of its own, on one core. Every random choice is seeded.
+Writes demo/models/<family>/ (weights, tokenizer, chat template). Both together take under 30
+minutes on 2 cores: each is trained in a process of its own, on one core, with fixed seeds.
 """
 
 import argparse
@@ -50,8 +50,8 @@ LLAMA3 = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 
-# (window in tokens, windows a step, steps, which documents): copying first, then the tasks, then far
-# positions.
+# (window in tokens, windows a step, steps, which documents): copying first, then the tasks, then
+# far positions.
 SCHEDULE = (
     (256, 8, 1100, TaskMix.ECHO),
     (1024, 4, 720, TaskMix.SHORT),
@@ -64,13 +64,13 @@ OTHER_RATE = 5e-3
 # Larger than the library's 0.02: copying is learned in a third of the steps.
 INITIALIZER_RANGE = 0.05
 
-# Words with their leading space, digits, punctuation and line ends, each apart from the others: so the
-# end of a prompt is tokenised as it is in the middle of a text.
+# Words with their leading space, digits, punctuation and line ends, each apart from the others:
+# so the end of a prompt is tokenised as it is in the middle of a text.
 PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|[\r\n]+|\s+(?!\S)|\s+"
 
 
 def build_tokenizer(family: str, texts: Iterator[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the world's texts, with the special tokens of the family's chat format."""
+    """Byte-level BPE over the world's texts, with the special tokens of the chat format."""
     if family == "qwen":
         specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
         names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
@@ -145,7 +145,7 @@ def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> torch.nn.Mod
 def token_stream(
     draw: Callable[[], Document], tokenizer: PreTrainedTokenizerFast, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`count` tokens of concatenated documents and their labels, shape (count,); -100: not learned."""
+    """`count` tokens of documents and their labels, shape (count,); -100: not learned."""
     ids: list[int] = []
     labels: list[int] = []
     while len(ids) < count:

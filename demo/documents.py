@@ -19,7 +19,7 @@ RenderTurn = Callable[[str], str]
 class TaskMix(Enum):
     """Weights of (echo, instruct, judge, answer, extend, long document) in a phase of training."""
 
-    ECHO = (0.85, 0.0, 0.0, 0.15, 0.0, 0.0)
+    ECHO = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     SHORT = (0.05, 0.08, 0.06, 0.33, 0.45, 0.03)
     MIXED = (0.0, 0.06, 0.04, 0.25, 0.52, 0.13)
     LONG = (0.0, 0.05, 0.03, 0.17, 0.55, 0.20)
@@ -42,8 +42,8 @@ class Documents:
     def tokenizer_texts(self) -> Iterator[str]:
         """Texts to learn the vocabulary from.
 
-        Chinese words are put on lines of their own: byte-level BPE takes a run of characters for one
-        word, and would spend its vocabulary on pairs of words otherwise.
+        Chinese words are put on lines of their own: byte-level BPE takes a run of characters for
+        one word, and would spend its vocabulary on pairs of words otherwise.
         """
         vocabulary = re.compile("|".join(sorted(self.world.vocabulary(), key=len, reverse=True)))
         for _ in range(4000):
@@ -57,13 +57,10 @@ class Documents:
     def echo(self) -> Document:
         """Sentences, then the same again: to copy is learned first, and an Extender must copy."""
         subject, aspects, _ = self.world.topic(self.rng)
-        text = self.world.render(
-            [
-                self.world.paragraph(subject, aspect, self.rng.choice((0, 0, 1)), self.rng)
-                for aspect in aspects[: self.rng.choice((1, 1, 2, 3))]
-            ]
-        )
-        return text + "\n\n", text + "\n\n"
+        count = self.rng.choice((1, 1, 2, 3))
+        sentences = [self.world.sentence(subject, aspects[0], self.rng) for _ in range(count)]
+        text = self.world.render([sentences]) + "\n\n"
+        return text, text
 
     def _instruction(self) -> str:
         """Mostly one that suits a long text; the judge has something to reject."""
@@ -72,7 +69,7 @@ class Documents:
         return self.world.topic(self.rng)[2]
 
     def instruct(self) -> Document:
-        """A numbered list: two examples (seeds of the project, or of this world), then a new one."""
+        """A numbered list: two examples (the project's seeds or this world's), then a new one."""
         seeds = self.rng.random() < 0.6
         examples = (
             self.rng.sample(self.seeds, 2) if seeds else [self._instruction(), self._instruction()]

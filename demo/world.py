@@ -1,4 +1,4 @@
-"""A synthetic world that the bundled models write about: sentences from slots, articles from sentences.
+"""A synthetic world that the bundled models write about: slots, sentences, articles.
 
 A world is data (demo/english.py, demo/chinese.py); this module turns it into the four tasks of the
 pipeline (write an instruction, judge one, answer one, extend an answer) and into long documents.
@@ -14,7 +14,7 @@ SLOT = re.compile(r"\{(\w+)\}")
 
 # How often the Extender adds a sentence to a paragraph, and after that another one.
 EXTENSION_ADDS = (0.50, 0.25)
-# Mean sentences after the opener in the drafts that the Extender learns from: all the scales it will meet.
+# Mean sentences after the opener in the drafts that the Extender learns from: all it will meet.
 DRAFT_SCALES = (0, 1, 1, 2, 3, 5, 8)
 
 

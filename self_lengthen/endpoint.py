@@ -1,4 +1,4 @@
-"""The one way to the network: an OpenAI-compatible server, asked by chat or by an opened assistant turn.
+"""The one way to the network: an OpenAI-compatible server, asked by chat.
 
     async with Endpoint(base_url) as endpoint:
         reply = await endpoint.chat("base", "Write ...", sampling, seed=1)
@@ -98,9 +98,9 @@ class Endpoint:
     async def chat(
         self, model: str, user: str, sampling: Sampling, *, seed: int, opened_with: str = ""
     ) -> Reply:
-        """The assistant's turn to one user message; with `opened_with`, its continuation from there.
+        """The assistant's turn to one user message; with `opened_with`, its continuation.
 
-        Raises EndpointError after the last retry, ContextOverflowError for a prompt that is too long.
+        Raises EndpointError after the last retry, ContextOverflowError for too long a prompt.
         """
         messages = [{"role": "user", "content": user}]
         if opened_with:

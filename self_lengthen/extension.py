@@ -1,9 +1,10 @@
 """Two-stage extension of one response: text in, text out, an endpoint in between.
 
 One attempt is three micro-rounds from inputs = best = initial. A micro-round extends the first half
-of the text (stage 1), keeps two thirds of what came back as a prefix, and has the Extender go on from
-that prefix over the whole text (stage 2). The prefix shows stage 2 how much to expand; the cut third
-avoids an abrupt ending. A round whose text fails the check or is no longer than the best is void.
+of the text (stage 1), keeps two thirds of what came back as a prefix, and has the Extender go on
+from that prefix over the whole text (stage 2). The prefix shows stage 2 how much to expand; the cut
+third avoids an abrupt ending. A round whose text fails the check, or is no longer than the best, is
+void.
 """
 
 import zlib
@@ -45,7 +46,7 @@ class Extension:
 
 
 def call_seed(*parts: object) -> int:
-    """A 31-bit seed for one call from the names of what it is for: order of completion is no part."""
+    """A 31-bit seed for one call from the names of what it is for, in whatever order calls end."""
     return zlib.crc32("/".join(map(str, parts)).encode()) & 0x7FFFFFFF
 
 

@@ -1,8 +1,8 @@
 """Files that are complete when they exist, and journals that survive a kill.
 
 `write_atomic` writes beside the target, syncs and renames. A `Journal` is JSON lines, one finished
-unit a line, appended and flushed; a torn last line (the process was killed while writing) is cut off
-when the journal is opened again. `Lines` reads rows of a large file by number without holding them.
+unit a line, appended and flushed; a torn last line (the process was killed while writing) is cut
+off when the journal is opened again. `Lines` reads rows of a large file by number.
 """
 
 import json
@@ -43,7 +43,8 @@ def write_rows(path: Path, rows: Iterator[Row]) -> int:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
     with beside.open("w", encoding="utf-8") as file:
-        for count, row in enumerate(rows, 1):
+        for row in rows:
+            count += 1
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())

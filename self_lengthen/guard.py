@@ -1,9 +1,9 @@
 """Run one command so that nothing of it outlives its owner: `guard.py GRACE_S COMMAND...`
 
-The owner holds the write end of our standard input. When it closes - the owner stops us, exits or is
-killed - the command's process group gets TERM, after GRACE_S seconds KILL. Descendants that left the
-group (torchrun starts its workers in sessions of their own) come to us as orphans, because we are
-their sub-reaper, and are stopped the same way. Nothing else is ever signalled. Standard library only.
+The owner holds the write end of our standard input. When it closes - the owner stops us, exits or
+is killed - every descendant of ours gets TERM, and KILL after GRACE_S seconds. Those that left the
+command's process group (torchrun starts its workers in sessions of their own) come to us as
+orphans, because we are their sub-reaper. Nothing else is ever signalled. Standard library only.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Macro-iterations on this node: serve, steps 0 to 2, stop serving, steps 3 and 4, fine-tune both roles.
+"""Macro-iterations on this node: serve, steps 0-2, stop serving, steps 3-4, fine-tune both roles.
 
     bash run.sh --base_model=DIR --instruct_count=1000 --max_iter=3
 
@@ -6,7 +6,6 @@ Every finished step and training leaves a manifest; the same command skips what 
 on in the middle of a step. Writes below the run's folder only: see self_lengthen/runfolder.py.
 """
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -15,20 +14,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from self_lengthen.errors import RunError, UserError, main_exit
-from self_lengthen.files import read_json, write_json
+from self_lengthen.claim import claim_folder
+from self_lengthen.errors import RunError, main_exit
+from self_lengthen.files import read_json
 from self_lengthen.model import local_base_model
-from self_lengthen.options import FREE_TO_CHANGE, REPO_ROOT, Plan, read_options
+from self_lengthen.options import REPO_ROOT, Plan, read_options
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import (
-    BASE_MODEL,
     EXTENDED,
     EXTENDER_SFT,
     FILTERED,
@@ -39,8 +38,7 @@ from self_lengthen.runfolder import (
     RunFolder,
     adapter_name,
 )
-from self_lengthen.serving.plan import ServerOptions, plan_server
-from self_lengthen.training.launch import plan_training, train
+from self_lengthen.training.launch import TrainingJob, plan_training, train
 
 PACKAGES = (
     "fschat",
@@ -200,7 +198,7 @@ class Pipeline:
         with self._timed(iteration, "train"):
             train(jobs, self.run.logs(iteration), side_by_side=side_by_side, timeout_s=timeout_s)
 
-    def training_jobs(self, iteration: int) -> list:
+    def training_jobs(self, iteration: int) -> list[TrainingJob]:
         plan = self.plan
         gpus = [gpu.id for gpu in plan.gpus]
         return plan_training(
@@ -243,115 +241,12 @@ def _still_running(server: Owned) -> None:
         )
 
 
-# The run's folder
-
-
-def claim_folder(plan: Plan) -> None:
-    """Write run.json, or check that the old one has the same options. Raises UserError if not."""
-    file = plan.results / "run.json"
-    if file.exists() and plan.fresh:
-        set_aside(plan.results)
-    if file.exists():
-        refuse_other_options(plan, read_json(file)["options"])
-        return
-    if plan.results.exists() and any(plan.results.iterdir()):
-        raise UserError(f"--results={plan.results}: holds other files; give an empty or new folder")
-    plan.results.mkdir(parents=True, exist_ok=True)
-    write_json(
-        file,
-        {
-            "options": plan.options,
-            "command": shlex.join(["run.sh", *sys.argv[1:]]),
-            "versions": versions(),
-            "git_commit": git_commit(),
-            "gpus": [gpu.id for gpu in plan.gpus],
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
-
-
-def set_aside(results: Path) -> None:
-    number = 1
-    while (aside := results.with_name(f"{results.name}.old-{number}")).exists():
-        number += 1
-    results.rename(aside)
-    log.info("the old run is now %s", aside)
-
-
-def refuse_other_options(plan: Plan, before: dict[str, Any]) -> None:
-    for name in before.keys() | plan.options.keys():
-        old, new = before.get(name), plan.options.get(name)
-        if old != new and name not in FREE_TO_CHANGE:
-            raise UserError(
-                f"{plan.results} was started with --{name}={old}, not {new}: give the same value, "
-                "another --results, or --fresh to set the old run aside"
-            )
-
-
-def versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    command = ["git", "-C", str(REPO_ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-# Entry
-
-
-def dry_run(pipeline: Pipeline, say: Callable[[str], None] = print) -> None:
-    """Every command line of the run, in order."""
-    plan = pipeline.plan
-    base_url = "http://HOST:PORT/v1"
-    for iteration in range(1, plan.options["max_iter"] + 1):
-        say(
-            f"# iteration {iteration}: serve {', '.join([BASE_MODEL, *pipeline.adapters(iteration)])}"
-        )
-        say(shlex.join(pipeline.server_command(iteration)))
-        for service in planned_services(pipeline, iteration):
-            say(f"  {service}")
-        for step in STEPS:
-            say(shlex.join(pipeline.step_command(iteration, step, base_url)))
-        together = "side by side" if plan.side_by_side else "one after the other"
-        say(f"# iteration {iteration}: fine-tune both roles {together}")
-        for job in pipeline.training_jobs(iteration):
-            say(str(job))
-
-
-def planned_services(pipeline: Pipeline, iteration: int) -> list:
-    """What run_server.sh will start. Adapters that are not trained yet are left out of the rank."""
-    options = pipeline.options
-    server = ServerOptions(
-        base_model=options["base_model"],
-        adapters=pipeline.adapters(iteration),
-        groups=pipeline.plan.groups,
-        max_model_len=options["max_model_len"],
-        log_dir=pipeline.run.logs(iteration) / "server",
-        port=options["port"],
-        controller_port=options["controller_port"],
-        worker_port=options["worker_port"],
-        trust_remote_code=options["trust_remote_code"],
-        seed=options["seed"],
-        lora_rank=options["lora_rank"],
-    )
-    return plan_server(server, BASE_MODEL).services
-
-
 def main() -> None:
     plan = read_options(sys.argv[1:])
     pipeline = Pipeline(plan)
     if plan.dry_run:
+        from self_lengthen.dry_run import dry_run
+
         dry_run(pipeline)
         return
     plan.options["base_model"] = local_base_model(plan.options["base_model"])

@@ -5,8 +5,8 @@
     results/<run>/iter_N/lora/<role>_sft/   adapters
     results/<run>/iter_N/logs/              one file a process
 
-A step is complete when its manifest.json exists: it is written last. The step's `step.json` holds the
-options that its data depend on; a step started with others refuses to go on.
+A step is complete when its manifest.json exists: it is written last. The step's `step.json` holds
+the options that its data depend on; a step started with others refuses to go on.
 """
 
 from collections.abc import Iterator
@@ -32,12 +32,12 @@ BASE_MODEL = "base"  # the name under which the base model is served
 
 
 def adapter_name(role: str, trained_in: int) -> str:
-    """The served name of an adapter. Never the same for other weights: vLLM's prefix cache is keyed by it."""
+    """The served name of an adapter, never that of others: vLLM's prefix cache is keyed by it."""
     return f"{role}-iter{trained_in}"
 
 
 def model_name(role: str, iteration: int) -> str:
-    """Who plays the role in `iteration`: the base model first, then the adapter of the one before."""
+    """Who plays the role in `iteration`: first the base model, then the last adapter."""
     return BASE_MODEL if iteration == 1 else adapter_name(role, iteration - 1)
 
 
@@ -47,7 +47,7 @@ class StepFolder:
 
     @property
     def data(self) -> Path:
-        """The step's rows: JSON lines that `datasets.load_dataset("json", ...)` reads as they are."""
+        """The step's rows: JSON lines that `datasets.load_dataset("json", ...)` reads."""
         return self.path / "data.jsonl"
 
     @property
@@ -110,7 +110,7 @@ class RunFolder:
 
 
 class KeptRecords:
-    """The kept records of a finished journal in the order of their units; numbers are held, never rows."""
+    """The kept records of a finished journal in the order of their units; no row is held."""
 
     def __init__(self, journal: Path) -> None:
         self._lines = Lines(journal)

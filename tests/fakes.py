@@ -139,10 +139,10 @@ class FakeModel:
                 else f"Write a report on subject {call.seed}."
             )
             return "" if short else subject
-        words = 20 + call.seed % 60
+        words = 12 + call.seed % 30
         if self._is("extend", call):
             draft = call.user.rpartition("：\n" if self._chinese else ":\n")[2]
-            words = 3 if short else 2 * count_words(draft)
+            words = 3 if short else 3 * count_words(draft) // 2
         return story(self.family, words, start=call.seed)
 
     def _is(self, task: str, call: Call) -> bool:

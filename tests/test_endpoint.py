@@ -85,16 +85,16 @@ class TestRequest:
         with FakeServer([Turn(body=body)]) as server:
             assert ask(server.url) == [Reply("", "stop", 0, 0)]
 
-    def test_more_calls_than_any_pool_size_are_in_flight_at_once(self):
-        together = threading.Barrier(150, timeout=20)  # breaks unless all 150 have arrived
+    def test_more_calls_than_httpx_pools_by_default_are_in_flight_at_once(self):
+        together = threading.Barrier(110, timeout=20)  # breaks unless all 110 have arrived
 
         def turn(_: object) -> Turn:
             together.wait()
             return Turn()
 
         with FakeServer(turn) as server:
-            assert len(ask(server.url, count=150, deadline_s=0)) == 150
-        assert len(server.requests) == 150
+            assert len(ask(server.url, count=110, deadline_s=0)) == 110
+        assert len(server.requests) == 110
 
     def test_a_proxy_of_the_environment_is_not_asked(self, monkeypatch):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -146,7 +146,7 @@ class TestRetries:
         answered.set()
         starter.join()
 
-    @pytest.mark.parametrize("turn", TRANSIENT.values(), ids=TRANSIENT)
+    @pytest.mark.parametrize("turn", [TRANSIENT["503"], TRANSIENT["no reply"]])
     def test_retries_end_at_the_deadline_with_the_last_failure(self, turn):
         with FakeServer(lambda _: turn) as server:
             started = time.monotonic()

@@ -4,8 +4,8 @@
 
 FastChat's application with its two text routes replaced: /v1/chat/completions and /v1/completions.
 Those send messages or prompt to the worker as they are; the worker renders, tokenises and clamps
-max_tokens to the context that is left, so that a request takes one hop to the controller and one to a
-worker. Failures that a retry may mend have a 5xx status, others a 4xx one.
+max_tokens to the context that is left, so that a request takes one hop to the controller and one to
+a worker. Failures that a retry may mend have a 5xx status, others a 4xx one.
 """
 
 import asyncio

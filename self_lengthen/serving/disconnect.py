@@ -14,7 +14,7 @@ class CallerGoneError(Exception):
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, cancelled when the caller of `request` (body read) disconnects first."""
+    """The result of `work`, cancelled when the caller (its body is read) disconnects first."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())  # after the body, what comes is the disconnect
     try:

@@ -1,6 +1,6 @@
 """Sampling fields that a request may carry, from the API server to the engine. No imports: cheap.
 
-All of vLLM's SamplingParams that make sense in a request for text; max_tokens is clamped on the way.
+All of vLLM's SamplingParams that make sense in a request for text. max_tokens is clamped apart.
 """
 
 SAMPLING_FIELDS = (

@@ -145,8 +145,8 @@ def _worker(
 def _common_env(log_dir: Path) -> dict[str, str]:
     return {
         "LOGDIR": str(log_dir),  # FastChat writes its log files here, else into the working folder
-        "FASTCHAT_WORKER_HEART_BEAT_INTERVAL": "5",  # seconds; a dead worker is noticed in 20, not 180
-        "FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": "20",
+        "FASTCHAT_WORKER_HEART_BEAT_INTERVAL": "5",  # seconds; FastChat: 45
+        "FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": "20",  # FastChat: 90
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "TOKENIZERS_PARALLELISM": "false",

@@ -130,7 +130,8 @@ class Server:
             time.sleep(POLL_S)
         process = next(p for p in self.processes if p.name == service.name)
         raise RunError(
-            f"{service.name} did not serve {model} before the deadline ({error}); log: {process.log}"
+            f"{service.name} did not serve {model} before the deadline ({error}); "
+            f"log: {process.log}"
         )
 
     def _ask(self, service: Service, model: str) -> httpx.Response:

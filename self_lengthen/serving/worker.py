@@ -74,14 +74,9 @@ class LoraWorker(BaseModelWorker):
         request_id = uuid.uuid4().hex
         adapter = self._adapters.get(params.get("model", ""))
         prompt = {"prompt_token_ids": token_ids}
-        output = None
-        async for output in self.engine.generate(
-            prompt, sampling, request_id, lora_request=adapter
-        ):
-            pass
-        if output is None:
-            return {"text": "the engine gave no output", "error_code": ErrorCode.INTERNAL_ERROR}
-        completion = output.outputs[0]
+        generating = self.engine.generate(prompt, sampling, request_id, lora_request=adapter)
+        outputs = [output async for output in generating]  # one: FINAL_ONLY
+        completion = outputs[-1].outputs[0]
         usage = {"prompt_tokens": len(token_ids), "completion_tokens": len(completion.token_ids)}
         return {
             "text": completion.text,

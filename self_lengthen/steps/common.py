@@ -1,11 +1,10 @@
-"""What the steps share: their command line, their folder, the way from a fan-out to a finished step.
+"""What the steps share: command line, folder, the way from a fan-out to a finished step.
 
     python <family>/step1_gen_initial_responses.py --results=DIR --iteration=N --base_url=URL
 
 The options of the method (instruct_count, seed, sampling ...) come from the run's run.json.
 """
 
-import argparse
 import asyncio
 import random
 import statistics
@@ -22,8 +21,8 @@ from typing import Any
 from self_lengthen.cli import Parser
 from self_lengthen.endpoint import Endpoint, Sampling
 from self_lengthen.errors import UserError, main_exit
-from self_lengthen.fanout import Counts, FanOut, Outcome, Tally, summed
 from self_lengthen.family import ModelFamily
+from self_lengthen.fanout import Counts, FanOut, Outcome, Tally, summed
 from self_lengthen.files import Row
 from self_lengthen.filters import Reason, drop_short
 from self_lengthen.runfolder import KeptRecords, RunFolder, StepFolder
@@ -91,7 +90,7 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
     run = RunFolder(args.results)
     if run.options["family"] != family.name:
         raise UserError(
-            f"{args.results} is a run of the family {run.options['family']}: use that folder's script"
+            f"{args.results} is a run of the family {run.options['family']}: use its script"
         )
     step = StepRun(name, family, run, args.iteration, args.base_url, args.concurrency)
     if not step.folder.complete:

@@ -1,4 +1,4 @@
-"""Step 2: the Extender lengthens every initial response twice, in two stages and three micro-rounds.
+"""Step 2: the Extender lengthens every initial response twice; see self_lengthen/extension.py.
 
 Reads iter_N/initial_responses; writes iter_N/extended_responses.
 """

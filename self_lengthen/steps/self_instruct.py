@@ -1,6 +1,6 @@
 """Step 0: the base model writes new instructions, and judges whether they suit a long text.
 
-Reads the family's seeds; writes iter_N/instructions. Always asks the base model, in every iteration.
+Reads the seeds; writes iter_N/instructions. Asks the base model, in every iteration.
 """
 
 from pathlib import Path
@@ -111,8 +111,8 @@ class InstructionWriter:
     def _opening(self, examples: list[str]) -> str:
         """The assistant's list up to the label of the item to be written.
 
-        Without its trailing space: a tokenizer that joins a space to the next word has seldom seen a
-        text that ends in one.
+        Without its trailing space: a tokenizer that joins a space to the next word has seldom seen
+        a text that ends in one.
         """
         items = [*examples, ""]
         label = self.family.instruction_label

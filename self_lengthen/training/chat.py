@@ -40,7 +40,7 @@ def default_system_prompt(family: ModelFamily, tokenizer: Any) -> str:
 def serving_ids(
     tokenizer: Any, prompt: str, response: str, system: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Token ids as the worker has them: the prompt that it is given, and the reply that it gives."""
+    """Token ids as the worker has them: the prompt that it is given, the reply that it gives."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": prompt})
     rendered = render_messages(tokenizer, messages, False)

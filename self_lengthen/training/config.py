@@ -54,7 +54,7 @@ def sft_config(
     seed: int,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Arguments of `llamafactory-cli train` for one role. `devices`: those that train it together."""
+    """Arguments of `llamafactory-cli train` for one role, which `devices` train together."""
     config: dict[str, Any] = {
         "model_name_or_path": base_model,
         "trust_remote_code": trust_remote_code,

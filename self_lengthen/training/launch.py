@@ -115,7 +115,7 @@ def _cpu_env(jobs_at_once: int) -> dict[str, str]:
 
 
 def train(jobs: Sequence[TrainingJob], logs: Path, *, side_by_side: bool, timeout_s: float) -> None:
-    """Run the jobs that are not complete. Raises RunError that names the log of the one that failed."""
+    """Run the jobs that are not complete. Raises RunError with the log of one that failed."""
     todo = [job for job in jobs if not job.manifest.exists()]
     groups = [todo] if side_by_side else [[job] for job in todo]
     for group in filter(None, groups):
