@@ -5,8 +5,8 @@ from demo.world import World, phrases, words
 WORLD = World(
     subjects=words(
         "river lighthouse garden museum harbor forest library festival bridge market railway "
-        "village theater observatory castle desert bakery workshop canal glacier vineyard monastery school "
-        "clinic factory reservoir meadow shipyard brewery station"
+        "village theater observatory castle desert bakery workshop canal glacier vineyard "
+        "monastery school clinic factory reservoir meadow shipyard brewery station"
     ),
     aspects={
         "history": words(
@@ -24,12 +24,13 @@ WORLD = World(
     slots={
         "adj": words(
             "quiet bright ancient narrow gentle stubborn patient golden hidden curious fragile "
-            "steady remote colorful humble restless silver crowded familiar modest sturdy vivid lonely "
-            "careful cheerful famous distant graceful"
+            "steady remote colorful humble restless silver crowded familiar modest sturdy vivid "
+            "lonely careful cheerful famous distant graceful"
         ),
         "verb": words(
             "shapes protects follows reveals supports changes surrounds welcomes challenges "
-            "recalls improves measures guides inspires connects balances explains carries rewards outlives"
+            "recalls improves measures guides inspires connects balances explains carries "
+            "rewards outlives"
         ),
         "adv": words(
             "slowly often quietly rarely proudly suddenly openly gradually always truly "

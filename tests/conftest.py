@@ -1,6 +1,7 @@
 """What the tests share. The stand-ins for a model are in fakes.py."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from self_lengthen.runfolder import RunFolder
 # A machine that does something else beside makes a test slow, not wrong.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test loses power; on a busy disk each sync costs some milliseconds."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

@@ -102,6 +102,15 @@ class TestWriteAtomic:
             write_atomic(path, "new" * 10_000)
         assert path.read_text() == "old"
 
+    def test_the_text_is_on_the_disk_before_the_file_has_its_name(self, tmp_path, monkeypatch):
+        path, there = tmp_path / "file.txt", []
+        monkeypatch.setattr(os, "fsync", lambda _: there.append(path.exists()))
+        write_atomic(path, "text")
+        path.unlink()
+        write_rows(path, iter(RECORDS))
+        assert there == [False, False]
+        assert path.exists()
+
     def test_a_failed_write_leaves_no_file_where_there_was_none(self, tmp_path):
         path = tmp_path / "file.txt"
         with pytest.raises(UnicodeEncodeError):

@@ -1,0 +1,173 @@
+"""run_server.sh on the bundled model: real controller, API server, vLLM worker with an adapter."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from self_lengthen.endpoint import ContextOverflowError, Endpoint, EndpointError, Sampling
+from self_lengthen.files import read_json
+from tests.real import ROOT, Script, wait_for
+
+pytestmark = pytest.mark.real
+
+MODEL = ROOT / "demo" / "models" / "llama"
+QUESTION = "Write a long article about the quiet river, covering trade, music and design."
+READY_S, STOP_S = 300, 30
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    """A LoRA adapter of rank 4 with weights that change what the model says."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(MODEL), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(adapter, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    options = [f"--base_model={MODEL}", f"--adapter=odd={adapter}", f"--log_dir={folder}"]
+    ready = folder / "ready.json"
+    script = Script("run_server.sh", *options, f"--ready_file={ready}", log=folder / "out.log")
+    try:
+        wait_for(lambda: ready.exists() or script.process.poll() is not None, READY_S, "readiness")
+        assert script.process.poll() is None, script.text()
+        yield script, read_json(ready)["base_url"], folder
+    finally:
+        if script.process.poll() is None:
+            script.interrupt()
+            script.wait(STOP_S)
+
+
+def ask(base_url: str, model: str = "base", question: str = QUESTION, **options):
+    sampling = Sampling(max_tokens=options.pop("max_tokens", 40))
+
+    async def one():
+        async with Endpoint(base_url, retry_deadline_s=1) as endpoint:
+            return await endpoint.chat(model, question, sampling, seed=7, **options)
+
+    return asyncio.run(one())
+
+
+def worker_url(folder: Path) -> str:
+    """Of the only worker, as the controller's log has it."""
+    log = (folder / "controller.log").read_text()
+    return log.split("Register done: ")[1].split(",")[0]
+
+
+def test_ready_is_said_when_base_and_adapter_answer(server):
+    script, base_url, _ = server
+    assert f"ready: {base_url} serves base, odd" in script.text()
+    models = {model["id"] for model in httpx.get(f"{base_url}/models").json()["data"]}
+    assert models == {"base", "odd"}
+
+
+def test_the_adapter_answers_by_its_name_and_differs_from_the_base(server):
+    _, base_url, _ = server
+    assert ask(base_url, "odd").text != ask(base_url, "base").text
+
+
+def test_the_same_seed_gives_the_same_text(server):
+    _, base_url, _ = server
+    assert ask(base_url).text == ask(base_url).text
+
+
+def test_an_opened_turn_is_continued_from_there(server):
+    _, base_url, _ = server
+    reply = ask(base_url, opened_with="The trade of the river begins with the")
+    assert reply.text.startswith(" ")
+    assert not reply.text.lstrip().startswith("The trade of the river begins")
+
+
+def test_the_prompt_has_one_bos_and_the_template_of_the_tokenizer(server):
+    from transformers import AutoTokenizer
+
+    _, base_url, _ = server
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    messages = [{"role": "user", "content": QUESTION}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ask(base_url).prompt_tokens == len(ids)
+
+
+def test_max_tokens_is_clamped_to_the_context_and_a_longer_prompt_refused(server):
+    _, base_url, _ = server
+    reply = ask(base_url, question="river " * 4000, max_tokens=16384)
+    assert reply.prompt_tokens + reply.completion_tokens <= 4096
+    with pytest.raises(ContextOverflowError, match="the context 4096"):
+        ask(base_url, question="river " * 5000)
+
+
+def test_an_unknown_model_is_refused_with_the_names_that_are_served(server):
+    _, base_url, _ = server
+    with pytest.raises(EndpointError, match="model other is not served: base, odd"):
+        ask(base_url, "other")
+
+
+def test_a_generation_whose_client_goes_away_is_aborted(server):
+    _, base_url, folder = server
+    health = f"{worker_url(folder)}/health"
+    request = {"model": "base", "max_tokens": 4000, "ignore_eos": True}
+    request["messages"] = [{"role": "user", "content": QUESTION}]
+
+    async def leave_early() -> int:
+        async with httpx.AsyncClient() as client:
+            posting = asyncio.create_task(
+                client.post(f"{base_url}/chat/completions", json=request, timeout=60)
+            )
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                if (await client.get(health)).json()["running"] == 1:
+                    break
+            running = (await client.get(health)).json()["running"]
+            posting.cancel()
+            await asyncio.gather(posting, return_exceptions=True)
+            return running
+
+    assert asyncio.run(leave_early()) == 1
+    wait_for(lambda: httpx.get(health).json()["running"] == 0, 5, "the abort")
+
+
+def test_a_port_in_use_is_one_line_and_status_2(server, tmp_path):
+    _, base_url, _ = server
+    port = httpx.URL(base_url).port
+    options = [f"--base_model={MODEL}", f"--port={port}", f"--log_dir={tmp_path / 'logs'}"]
+    second = Script("run_server.sh", *options, log=tmp_path / "second.log")
+    assert second.wait(60) == 2
+    assert f"run_server.sh: --port={port}: cannot listen there" in second.text()
+    assert not (tmp_path / "logs").exists()
+
+
+def test_everything_listens_on_loopback_only(server):
+    _, base_url, folder = server
+    for url in (base_url, worker_url(folder)):
+        port = httpx.URL(url).port
+        listening = {
+            line.split()[1].partition(":")[0]
+            for table in ("/proc/net/tcp", "/proc/net/tcp6")
+            for line in Path(table).read_text().splitlines()[1:]
+            if line.split()[3] == "0A" and int(line.split()[1].partition(":")[2], 16) == port
+        }
+        assert listening == {"0100007F"}, json.dumps(sorted(listening))
+
+
+def test_after_an_interrupt_no_process_is_left_and_the_port_is_free(server):
+    script, base_url, _ = server  # the last test of this module: it stops the server
+    script.interrupt()
+    assert script.wait(STOP_S) == 130
+    assert script.gone(), script.left()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", httpx.URL(base_url).port))
