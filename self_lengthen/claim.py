@@ -29,6 +29,16 @@ log = logging.getLogger("run.sh")
 
 def claim_folder(plan: Plan) -> None:
     """Write run.json, or check that the old one has the same options. Raises UserError if not."""
+    try:
+        _claim(plan)
+    except OSError as error:
+        raise UserError(
+            f"--results={plan.results}: cannot be made or written ({error.strerror}); give another "
+            "folder"
+        ) from error
+
+
+def _claim(plan: Plan) -> None:
     file = plan.results / "run.json"
     if file.exists() and plan.fresh:
         set_aside(plan.results)
@@ -60,7 +70,7 @@ def set_aside(results: Path) -> None:
 
 
 def refuse_other_options(plan: Plan, before: dict[str, Any]) -> None:
-    for name in before.keys() | plan.options.keys():
+    for name in sorted(before.keys() | plan.options.keys()):
         old, new = before.get(name), plan.options.get(name)
         if old != new and name not in FREE_TO_CHANGE:
             raise UserError(

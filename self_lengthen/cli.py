@@ -1,6 +1,7 @@
 """Command lines that answer a mistake with one line and exit status 2."""
 
 import argparse
+import math
 from typing import NoReturn
 
 from self_lengthen.errors import UserError
@@ -21,12 +22,28 @@ def at_least(smallest: float, kind: type = int):
 
     def number(text: str):
         value = kind(text)
-        if value < smallest:
+        if not value >= smallest:  # nan is neither
             raise argparse.ArgumentTypeError(f"{text} is below {smallest}")
         return value
 
     number.__name__ = kind.__name__  # argparse names it when the text is no number
     return number
+
+
+def positive(text: str) -> float:
+    """An argparse type: more than 0, and finite."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
+
+
+def warmup_share(text: str) -> float:
+    """An argparse type: at least 0, below 1; from 1 on the trainer would read it as steps."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
 
 
 def share(text: str) -> float:

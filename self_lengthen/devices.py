@@ -72,10 +72,12 @@ def default_tensor_parallel(gpus: Sequence[Gpu], weight_bytes: int, attention_he
     return size
 
 
-def worker_groups(gpus: Sequence[Gpu], tensor_parallel: int) -> list[list[str]]:
+def worker_groups(
+    gpus: Sequence[Gpu], tensor_parallel: int, attention_heads: int
+) -> list[list[str]]:
     """One group of GPU ids per worker; without GPUs one worker on the CPU (an empty group).
 
-    Raises UserError when the GPUs cannot be dealt out in groups of that size.
+    Raises UserError when the GPUs, or the model's heads, cannot be dealt out in such groups.
     """
     if not gpus:
         if tensor_parallel > 1:
@@ -85,6 +87,11 @@ def worker_groups(gpus: Sequence[Gpu], tensor_parallel: int) -> list[list[str]]:
         raise UserError(
             f"--tensor_parallel={tensor_parallel}: {len(gpus)} visible GPUs cannot be dealt out in "
             "groups of that size; give a divisor"
+        )
+    if attention_heads % tensor_parallel:
+        raise UserError(
+            f"--tensor_parallel={tensor_parallel}: the model's {attention_heads} attention heads "
+            f"cannot be dealt out to {tensor_parallel} GPUs; give a divisor"
         )
     ids = [gpu.id for gpu in gpus]
     return [ids[i : i + tensor_parallel] for i in range(0, len(ids), tensor_parallel)]

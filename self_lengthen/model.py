@@ -1,5 +1,7 @@
 """Facts about a base model, from its config.json: a folder, or the name of a model on the hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from self_lengthen.errors import UserError
 from self_lengthen.files import read_json
 
 DEFAULT_CONTEXT_TOKENS = 32768  # prompt with a draft of 16k tokens, and a reply as long
+# Weights, tokenizer with its chat template, and code, which runs only with --trust_remote_code.
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class BaseModel:
     path: str  # a folder, or the hub's name while nothing was downloaded
     model_type: str
     context_tokens: int
-    attention_heads: int
+    attention_heads: int  # 0 when unknown
     weight_bytes: int  # 0 when unknown
 
 
@@ -32,22 +36,34 @@ def read_base_model(given: str) -> BaseModel:
 
 
 def local_base_model(given: str) -> str:
-    """The folder of the model's files; a model of the hub is downloaded once."""
+    """The folder of the model's files; a model of the hub is downloaded once.
+
+    Raises UserError when the hub does not give it.
+    """
     if Path(given).expanduser().is_dir():
         return str(Path(given).expanduser().resolve())
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
 
-    return snapshot_download(given, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+    with _named(given):
+        return huggingface_hub.snapshot_download(given, allow_patterns=HUB_FILES)
 
 
 def _hub_config(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    import huggingface_hub
+
+    with _named(name):
+        return Path(huggingface_hub.hf_hub_download(name, "config.json"))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What goes wrong with the hub, as one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(name, "config.json"))
+        yield
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(
             f"--base_model={name}: neither a folder nor a model that the hub gives ({reason})"
         ) from error
@@ -70,7 +86,7 @@ def _facts(path: str, config: dict[str, Any], weight_bytes: int) -> BaseModel:
         path=path,
         model_type=config["model_type"],
         context_tokens=config.get("max_position_embeddings", DEFAULT_CONTEXT_TOKENS),
-        attention_heads=config.get("num_attention_heads", 1),
+        attention_heads=config.get("num_attention_heads", 0),
         weight_bytes=weight_bytes,
     )
 

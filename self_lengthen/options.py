@@ -9,13 +9,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from self_lengthen.cli import Parser, at_least, share
+from self_lengthen.cli import Parser, at_least, positive, share, warmup_share
 from self_lengthen.devices import Gpu, default_tensor_parallel, visible_gpus, worker_groups
 from self_lengthen.errors import UserError
 from self_lengthen.family import ModelFamily, family_names, infer_family, load_family
 from self_lengthen.model import DEFAULT_CONTEXT_TOKENS, BaseModel, read_base_model
 from self_lengthen.seeds import read_seeds
-from self_lengthen.serving.plan import LORA_RANKS, choose_port
+from self_lengthen.serving.plan import LORA_RANKS, choose_ports
 from self_lengthen.training.config import TrainingValues, gradient_accumulation
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
@@ -96,9 +96,9 @@ def parser() -> Parser:
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
     training = parser.add_argument_group("training")
     add = training.add_argument
-    add("--learning_rate", type=at_least(0, float), help=f"default {defaults.learning_rate}")
-    add("--epochs", type=at_least(0, float), help=f"default {defaults.epochs}")
-    add("--warmup_ratio", type=at_least(0, float), help=f"default {defaults.warmup_ratio}")
+    add("--learning_rate", type=positive, help=f"default {defaults.learning_rate}")
+    add("--epochs", type=positive, help=f"default {defaults.epochs}")
+    add("--warmup_ratio", type=warmup_share, help=f"default {defaults.warmup_ratio}")
     add("--lora_rank", type=at_least(1), help=f"default {defaults.lora_rank}")
     add("--lora_alpha", type=at_least(1), help=f"default {defaults.lora_alpha}")
     add("--cutoff_len", type=at_least(1), help=f"tokens of a text (default {defaults.cutoff_len})")
@@ -136,12 +136,12 @@ def read_options(argv: Sequence[str]) -> Plan:
     gpus = visible_gpus()[: 1 if args.demo else None]
     seeds = Path(given.get("seeds", family.seeds)).resolve()
     read_seeds(seeds)
-    for option in ("port", "controller_port", "worker_port"):
-        choose_port("127.0.0.1", given[option], f"--{option}")
     tensor_parallel = given["tensor_parallel"] or default_tensor_parallel(
         gpus, model.weight_bytes, model.attention_heads
     )
-    groups = worker_groups(gpus, tensor_parallel)
+    groups = worker_groups(gpus, tensor_parallel, model.attention_heads)
+    ports = (given[option] for option in ("controller_port", "port", "worker_port"))
+    choose_ports("127.0.0.1", *ports, workers=len(groups))
     values = _training_values(given)
     options = {
         **_plain(given),

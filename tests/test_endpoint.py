@@ -153,7 +153,7 @@ class TestRetries:
             with pytest.raises(EndpointError, match=f"127.0.0.1:{server.port}"):
                 ask(server.url, deadline_s=0.2)
             assert 0.2 <= time.monotonic() - started < 5
-        assert len(server.requests) > 2
+        assert len(server.requests) >= 2
 
     def test_a_refused_connection_ends_at_the_deadline_and_names_the_server(self):
         with FakeServer() as server:

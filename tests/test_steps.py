@@ -897,11 +897,10 @@ class TestKilled:
         child.send_signal(number)
         return child.communicate(timeout=30)[1]
 
-    @pytest.mark.parametrize("seed", [1])
     def test_killed_then_interrupted_it_continues_with_nothing_lost_or_doubled(
-        self, new_run, perform, llama, seed
+        self, new_run, perform, llama
     ):
-        rng = random.Random(seed)
+        rng = random.Random(1)
         folder = self.folder(new_run, llama, "killed")
         journal = folder.step(1, INITIAL).path / "journal.jsonl"
         with FakeServer(self.answer) as server:

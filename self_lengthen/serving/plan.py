@@ -6,6 +6,7 @@ Pure: given options and GPUs it says what would run. `server.py` runs it, `--dry
 import shlex
 import socket
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,9 +64,12 @@ class ServerPlan:
 def lora_rank(adapter: str) -> int:
     """The rank of an adapter's folder. Raises UserError when it is none or over vLLM's limit."""
     file = Path(adapter) / "adapter_config.json"
-    if not file.exists():
-        raise UserError(f"--adapter: {adapter} has no adapter_config.json; is it a LoRA adapter?")
-    rank = int(read_json(file)["r"])
+    try:
+        rank = int(read_json(file)["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--adapter: {adapter} has no adapter_config.json with a rank r; is it a LoRA adapter?"
+        ) from error
     if rank > LORA_RANKS[-1]:
         raise UserError(f"--adapter: {adapter} has rank {rank}, vLLM serves up to {LORA_RANKS[-1]}")
     return rank
@@ -77,25 +81,40 @@ def max_lora_rank(options: ServerOptions) -> int:
     return next(rank for rank in LORA_RANKS if rank >= highest)
 
 
-def choose_port(host: str, wanted: int, option: str) -> int:
-    """`wanted`, or a free port for 0. Raises UserError when it is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, wanted))
-        except OSError as error:
-            raise UserError(
-                f"{option}={wanted}: cannot listen there ({error.strerror}); give another port, or "
-                "none for a free one"
-            ) from error
-        return probe.getsockname()[1]
+def choose_ports(
+    host: str, controller_port: int, port: int, worker_port: int, workers: int
+) -> tuple[int, int, list[int]]:
+    """The wanted ports, free ones for 0, no two the same. Raises UserError when one is taken."""
+    wanted = [("--controller_port", controller_port), ("--port", port)]
+    wanted += [("--worker_port", worker_port and worker_port + n) for n in range(workers)]
+    with ExitStack() as held:
+        chosen = [_hold(held.enter_context(socket.socket()), host, *pair) for pair in wanted]
+    return chosen[0], chosen[1], chosen[2:]
+
+
+def _hold(probe: socket.socket, host: str, option: str, wanted: int) -> int:
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((host, wanted))
+        probe.listen()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", "there are ports 1 to 65535")
+        raise UserError(
+            f"{option}={wanted}: cannot listen there ({reason}); give another port, or none for a "
+            "free one"
+        ) from error
+    return probe.getsockname()[1]
 
 
 def plan_server(options: ServerOptions, base_name: str) -> ServerPlan:
     """Raises UserError for a port that is taken or an adapter that cannot be served."""
+    if base_name in options.adapters:
+        raise UserError(f"--adapter={base_name}=...: {base_name} is the name of the base model")
     host = options.host
-    controller_port = choose_port(host, options.controller_port, "--controller_port")
-    api_port = choose_port(host, options.port, "--port")
+    controller_port, api_port, worker_ports = choose_ports(
+        *(host, options.controller_port, options.port, options.worker_port),
+        workers=len(options.groups),
+    )
     controller_url = f"http://{host}:{controller_port}"
     env = _common_env(options.log_dir)
     controller = Service(
@@ -120,16 +139,20 @@ def plan_server(options: ServerOptions, base_name: str) -> ServerPlan:
     if options.trust_remote_code:
         shared.append("--trust_remote_code")
     workers = [
-        _worker(options, shared, env, number, group) for number, group in enumerate(options.groups)
+        _worker(options, shared, env, f"worker_{number}", port, group)
+        for number, (port, group) in enumerate(zip(worker_ports, options.groups, strict=True))
     ]
     return ServerPlan(controller, workers, api, [base_name, *options.adapters])
 
 
 def _worker(
-    options: ServerOptions, shared: list[str], env: dict[str, str], number: int, group: list[str]
+    options: ServerOptions,
+    shared: list[str],
+    env: dict[str, str],
+    name: str,
+    port: int,
+    group: list[str],
 ) -> Service:
-    wanted = options.worker_port + number if options.worker_port else 0
-    port = choose_port(options.host, wanted, "--worker_port")
     sequences = options.max_num_seqs or (GPU_SEQUENCES if group else CPU_SEQUENCES)
     command = [sys.executable, "-m", "self_lengthen.serving.worker", *shared]
     command += [f"--host={options.host}", f"--port={port}", f"--max_num_seqs={sequences}"]
@@ -139,7 +162,7 @@ def _worker(
     else:
         command.append("--cpu")
         env = {**env, "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB)}
-    return Service(f"worker_{number}", command, f"http://{options.host}:{port}", env)
+    return Service(name, command, f"http://{options.host}:{port}", env)
 
 
 def _common_env(log_dir: Path) -> dict[str, str]:

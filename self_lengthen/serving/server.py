@@ -80,7 +80,7 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
     return ServerOptions(
         base_model=model.path if args.dry_run else local_base_model(args.base_model),
         adapters=adapters,
-        groups=worker_groups(gpus, size),
+        groups=worker_groups(gpus, size, model.attention_heads),
         max_model_len=args.max_model_len or min(model.context_tokens, DEFAULT_CONTEXT_TOKENS),
         max_num_seqs=args.max_num_seqs,
         log_dir=args.log_dir.resolve(),

@@ -98,7 +98,7 @@ class LoraWorker(BaseModelWorker):
     def _sampling(self, params: dict[str, Any], room: int) -> SamplingParams:
         given = {name: params[name] for name in SAMPLING_FIELDS if params.get(name) is not None}
         wanted = params.get("max_tokens") or room
-        return SamplingParams(
+        return SamplingParams.from_optional(  # it takes token ids as JSON has them
             **given, max_tokens=min(wanted, room), output_kind=RequestOutputKind.FINAL_ONLY
         )
 

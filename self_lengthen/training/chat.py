@@ -49,8 +49,10 @@ def serving_ids(
     )
     if not whole.startswith(rendered):
         raise UserError("the tokenizer's chat template renders a finished conversation differently")
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (rendered, whole)]
-    return ids[0], ids[1][len(ids[0]) :]
+    # The engine goes on after the prompt's tokens: what follows is never merged with them.
+    reply = whole[len(rendered) :]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (rendered, reply)]
+    return ids[0], ids[1]
 
 
 def training_ids(

@@ -18,7 +18,7 @@ from typing import Any
 
 from self_lengthen.errors import RunError
 from self_lengthen.family import ModelFamily
-from self_lengthen.files import read_rows, write_json
+from self_lengthen.files import read_json, read_rows, write_json
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import ROLES, SFT, RunFolder
 from self_lengthen.training.chat import STUBS
@@ -151,10 +151,22 @@ def _train_together(jobs: Sequence[TrainingJob], logs: Path, timeout_s: float) -
 
 
 def _prepare(job: TrainingJob) -> None:
-    """A folder without a checkpoint is a torn start: LLaMA-Factory would refuse it."""
+    """Clear what LLaMA-Factory would stumble over: torn checkpoints, and a folder without any."""
+    for checkpoint in job.output.glob("checkpoint-*"):
+        if not _is_complete(checkpoint):
+            shutil.rmtree(checkpoint)
     if job.output.exists() and not any(job.output.glob("checkpoint-*")):
         shutil.rmtree(job.output)
     write_config(job.config, job.config_file)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The trainer writes its state last."""
+    try:
+        read_json(checkpoint / "trainer_state.json")
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _env(job: TrainingJob) -> dict[str, str]:
@@ -171,13 +183,13 @@ def _finish(job: TrainingJob, process: Owned, status: int, seconds: float) -> No
         raise RunError(
             f"{process.name} ended with status {status}; log: {process.log}\n{process.log_tail()}"
         )
-    for checkpoint in job.output.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
     losses = [row["loss"] for row in read_rows(job.output / "trainer_log.jsonl") if "loss" in row]
     write_json(
         job.manifest,
         {"role": job.role, "seconds": round(seconds, 1), "steps": len(losses), "losses": losses},
     )
+    for checkpoint in job.output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)  # last: a half-removed one could not be resumed from
 
 
 def _steps(job: TrainingJob) -> str:
