@@ -29,8 +29,8 @@ def make(step: StepRun) -> None:
     """Write the training data of both roles."""
     started = time.monotonic()
     filtered = step.input(FILTERED)
-    base_model = step.options["base_model"]
-    tokenizer = load_tokenizer(base_model, step.options["trust_remote_code"])
+    base_model, trust = step.options["base_model"], step.options["trust_remote_code"]
+    tokenizer = load_tokenizer(base_model, trust)
     system = default_system_prompt(step.family, tokenizer)
     step.claim()
     folder = step.folder.path
@@ -48,7 +48,7 @@ def make(step: StepRun) -> None:
         )
     if step.iteration == 1:  # the same in every iteration
         sample = next(read_rows(folder / f"{EXTENDER_SFT}.jsonl"))
-        verify_template(step.family, base_model, sample["prompt"], sample["response"])
+        verify_template(step.family, base_model, sample["prompt"], sample["response"], trust)
     write_dataset_info(folder)
     units = {"in": count, "kept": count, "dropped": {}, "failed": 0, "cut": 0}
     step.folder.finish_with(count, summary(step, units, time.monotonic() - started))
@@ -70,7 +70,8 @@ def thin_draft(draft: str, separator: str, rng: random.Random) -> str:
     """The draft's lines, each kept with probability KEEP_LINE; all of them when none would stay."""
     lines = [line for line in draft.split("\n") if line.strip()]
     kept = [line for line in lines if rng.random() < KEEP_LINE]
-    return separator.join(kept or lines)
+    # It ends the prompt: a chat template may trim there, LLaMA-Factory's does not.
+    return separator.join(kept or lines).rstrip()
 
 
 def write_dataset_info(folder: Path) -> None:

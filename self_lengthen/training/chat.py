@@ -56,7 +56,12 @@ def serving_ids(
 
 
 def training_ids(
-    family: ModelFamily, base_model: str, prompt: str, response: str, system: str
+    family: ModelFamily,
+    base_model: str,
+    prompt: str,
+    response: str,
+    system: str,
+    trust_remote_code: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Token ids as LLaMA-Factory trains on them."""
     with stand_ins():
@@ -64,7 +69,8 @@ def training_ids(
         from llamafactory.hparams import DataArguments
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base_model)  # of its own: the next line changes it
+    # A tokenizer of its own: the next line changes it.
+    tokenizer = AutoTokenizer.from_pretrained(base_model, trust_remote_code=trust_remote_code)
     template = get_template_and_fix_tokenizer(
         tokenizer, DataArguments(template=family.training_template)
     )
@@ -72,12 +78,18 @@ def training_ids(
     return template.encode_oneturn(tokenizer, messages, system)
 
 
-def verify_template(family: ModelFamily, base_model: str, prompt: str, response: str) -> None:
+def verify_template(
+    family: ModelFamily,
+    base_model: str,
+    prompt: str,
+    response: str,
+    trust_remote_code: bool = False,
+) -> None:
     """Raises UserError when training and serving would see different tokens of one conversation."""
-    tokenizer = load_tokenizer(base_model)
+    tokenizer = load_tokenizer(base_model, trust_remote_code)
     system = default_system_prompt(family, tokenizer)
     served = serving_ids(tokenizer, prompt, response)
-    trained = training_ids(family, base_model, prompt, response, system)
+    trained = training_ids(family, base_model, prompt, response, system, trust_remote_code)
     for part, expected, found in zip(("prompt", "response"), served, trained, strict=True):
         if list(expected) != list(found):
             raise UserError(
