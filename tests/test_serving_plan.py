@@ -3,15 +3,18 @@
 import ast
 import importlib.util
 import json
+import random
 import re
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from self_lengthen import serving
 from self_lengthen.errors import UserError
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.plan import (
@@ -36,13 +39,15 @@ ENGINE_MODULES = (
 @pytest.fixture
 def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The worker's module without vLLM, which takes seconds to import: its names do nothing."""
-    for name in ENGINE_MODULES:
-        module = ModuleType(name)
-        module.__getattr__ = lambda wanted: type(wanted, (Exception,), {})
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "self_lengthen.serving.worker", raising=False)
-    yield importlib.import_module("self_lengthen.serving.worker")
-    sys.modules.pop("self_lengthen.serving.worker", None)
+    with monkeypatch.context() as patch:  # others ask whether vLLM is there: only while importing
+        for name in ENGINE_MODULES:
+            module = ModuleType(name)
+            module.__getattr__ = lambda wanted: type(wanted, (Exception,), {})
+            patch.setitem(sys.modules, name, module)
+        sys.modules.pop("self_lengthen.serving.worker", None)
+        imported = importlib.import_module("self_lengthen.serving.worker")
+    yield imported
+    del sys.modules["self_lengthen.serving.worker"], serving.worker
 
 
 @pytest.fixture
@@ -79,6 +84,16 @@ def taken() -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield listener.getsockname()[1]
+
+
+def free_row(count: int) -> int:
+    """The first of so many free ports in a row, below those that are drawn for others."""
+    for first in random.sample(range(12000, 32000, count), 50):
+        with ExitStack() as held, suppress(OSError):
+            for port in range(first, first + count):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+    raise AssertionError(f"no {count} free ports in a row")
 
 
 class TestLoraRank:
@@ -123,11 +138,7 @@ class TestPorts:
         assert len({controller, api, *workers}) == 42
 
     def test_wanted_ports_are_kept_and_workers_count_up(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            free = probe.getsockname()[1]
-        if free > 65532:
-            pytest.skip("the last ports of all")
+        free = free_row(3)
         _, api, workers = choose_ports("127.0.0.1", 0, free, free + 1, workers=2)
         assert (api, workers) == (free, [free + 1, free + 2])
 
@@ -138,14 +149,16 @@ class TestPorts:
         with pytest.raises(UserError, match=f"^{option}={taken}: cannot listen there"):
             choose_ports("127.0.0.1", *wanted, workers=1)
 
-    def test_a_port_of_a_later_worker_is_checked_as_well(self, taken):
-        with pytest.raises(UserError, match=f"^--worker_port={taken}: "):
-            choose_ports("127.0.0.1", 0, 0, taken - 1, workers=2)
+    def test_a_port_of_a_later_worker_is_checked_as_well(self):
+        first = free_row(2)
+        with (
+            socket.create_server(("127.0.0.1", first + 1)),
+            pytest.raises(UserError, match=f"^--worker_port={first + 1}: "),
+        ):
+            choose_ports("127.0.0.1", 0, 0, first, workers=2)
 
     def test_the_same_port_twice_is_refused(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            free = probe.getsockname()[1]
+        free = free_row(1)
         with pytest.raises(UserError, match=f"^--port={free}: cannot listen there"):
             choose_ports("127.0.0.1", free, free, 0, workers=1)
 

@@ -61,12 +61,13 @@ class SamplingRequest(BaseModel):
 
 
 class ChatRequest(SamplingRequest, ChatCompletionRequest):
+    messages: str | list[dict[str, str]]  # templates take text, no parts
     continue_final_message: bool = False  # the last message opens the assistant's turn
     add_generation_prompt: bool = True  # accepted as vLLM's server does; implied by the above
 
 
 class TextRequest(SamplingRequest, CompletionRequest):
-    pass
+    prompt: str | list[str]  # no token ids
 
 
 class RequestError(Exception):
