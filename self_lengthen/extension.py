@@ -17,7 +17,7 @@ from self_lengthen.family import ModelFamily
 from self_lengthen.filters import Reason, check_response
 from self_lengthen.text import count_words, former_half, join_continuation, keep_prefix
 
-MICRO_ROUNDS = 3  # paper's release
+MICRO_ROUNDS = 3  # paper's release; --micro_rounds
 MIN_GROWTH = 1.2  # paper's release: an extension adds more than a fifth or is dropped
 
 
@@ -58,6 +58,7 @@ async def extend_once(
     initial: str,
     sampling: Sampling,
     seed_of: Callable[[str], int],
+    micro_rounds: int = MICRO_ROUNDS,
 ) -> Extension:
     """One attempt at a text of more than MIN_GROWTH times the words of `initial`.
 
@@ -65,7 +66,7 @@ async def extend_once(
     """
     best = initial
     rounds = []
-    for number in range(1, MICRO_ROUNDS + 1):
+    for number in range(1, micro_rounds + 1):
 
         async def extend(
             draft: str, stage: int, opened_with: str = "", number: int = number

@@ -12,6 +12,7 @@ from typing import Any
 from self_lengthen.cli import Parser, at_least, positive, share, warmup_share
 from self_lengthen.devices import Gpu, default_tensor_parallel, visible_gpus, worker_groups
 from self_lengthen.errors import UserError
+from self_lengthen.extension import MICRO_ROUNDS
 from self_lengthen.family import ModelFamily, family_names, infer_family, load_family
 from self_lengthen.model import DEFAULT_CONTEXT_TOKENS, BaseModel, read_base_model
 from self_lengthen.seeds import read_seeds
@@ -23,13 +24,15 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 
 # Small numbers for a model of 2M parameters on two cores.
 DEMO = {
-    "instruct_count": 24,
-    "max_tokens": 2048,
+    "instruct_count": 20,
+    "max_tokens": 640,
+    "micro_rounds": 2,  # of 3: so small an Extender adds too much to three, and learns never to end
     "learning_rate": 2e-3,
     "epochs": 4.0,
     "global_batch": 4,
     "device_batch": 4,
     "cutoff_len": 4096,
+    "finish_ratio": 0.9,  # a text that never ends is tried 20 times: do not wait for the last few
     "concurrency": 128,
 }
 
@@ -83,7 +86,8 @@ def parser() -> Parser:
     add("--seeds", type=Path, help="seed instructions (default seeds/<family>.jsonl)")
     add("--seed", type=int, default=42, help="of every random choice (default %(default)s)")
     add("--max_tokens", type=at_least(1), help="of a reply (default 16384)")
-    add("--finish_ratio", type=share, default=1.0, help="end a step at this share of its units")
+    add("--micro_rounds", type=at_least(1), help=f"of an extension (default {MICRO_ROUNDS})")
+    add("--finish_ratio", type=share, help="end a step at this share of its units (default 1)")
     add("--concurrency", type=at_least(1), help="units in flight (default 128 a worker)")
     serving = parser.add_argument_group("serving")
     add = serving.add_argument
@@ -150,6 +154,8 @@ def read_options(argv: Sequence[str]) -> Plan:
         "seeds": str(seeds),
         "instruct_count": given.get("instruct_count", 1000),
         "max_tokens": given.get("max_tokens", 16384),
+        "finish_ratio": given.get("finish_ratio", 1.0),
+        "micro_rounds": given.get("micro_rounds", MICRO_ROUNDS),
         "concurrency": given.get("concurrency", UNITS_PER_WORKER * len(groups)),
         "tensor_parallel": tensor_parallel,
         "max_model_len": _context(given["max_model_len"], model),

