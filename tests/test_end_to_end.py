@@ -14,7 +14,7 @@ from tests.real import Script, wait_for
 pytestmark = pytest.mark.real
 
 ITERATIONS = 2
-INSTRUCTIONS = 10
+INSTRUCTIONS = 12
 TIMEOUT_S = 1200
 STEPS = ("instructions", "initial_responses", "extended_responses", "filtered", "sft")
 
@@ -75,8 +75,8 @@ def test_an_interrupted_run_continues_with_nothing_lost_and_nothing_doubled(fini
     before = read_json(finished / "before.json")
     assert journal[: len(before)] == before
     assert max(Counter(record["unit"] for record in journal).values()) == 1
-    total = read_json(finished / "iter_1/extended_responses/summary.json")["units"]["in"]
-    assert {record["unit"] for record in journal} == set(range(total))
+    units = read_json(finished / "iter_1/extended_responses/summary.json")["units"]
+    assert len(journal) == units["in"] - units["failed"] - units["cut"]
 
 
 def test_extensions_are_longer_than_their_initial_responses_and_carry_provenance(finished):
@@ -148,4 +148,4 @@ def test_a_changed_option_is_refused_by_name(finished):
     log = finished / "refused.log"
     run = Script("run.sh", "--demo", f"--family={finished.name}", f"--results={finished}", log=log)
     assert run.wait(60) == 2
-    assert "--instruct_count=10, not" in run.text()
+    assert "--instruct_count=12, not" in run.text()

@@ -74,7 +74,10 @@ def tree(pids: Path) -> list[int]:
     until(lambda: {f.name for f in pids.iterdir()} >= PARTS, "the start of the tree")
     known = {int((pids / name).read_text()) for name in PARTS}
     until(lambda: len(below(known)) >= len(known) - 1, "a sleep of each")
-    return sorted(known | below(known))
+    pids = known | below(known)
+    lasting = sorted(pid for pid in pids if alive(pid))  # not a command that bash ran meanwhile
+    assert known <= set(lasting)
+    return lasting
 
 
 def below(parents: set[int]) -> set[int]:
@@ -86,7 +89,7 @@ def below(parents: set[int]) -> set[int]:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if int(fields[1]) in parents:
+            if int(fields[1]) in parents and fields[0] not in "ZX":
                 found.add(int(entry.name))
     return found
 
