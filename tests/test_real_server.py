@@ -169,5 +169,6 @@ def test_after_an_interrupt_no_process_is_left_and_the_port_is_free(server):
     script.interrupt()
     assert script.wait(STOP_S) == 130
     assert script.gone(), script.left()
-    with socket.socket() as probe:
+    with socket.socket() as probe:  # closed connections may linger; a listener may not
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", httpx.URL(base_url).port))
