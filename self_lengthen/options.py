@@ -25,6 +25,7 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 # Small numbers for a model of 2M parameters on two cores.
 DEMO = {
     "instruct_count": 20,
+    "max_iter": 2,  # of 3: the bundled Generator does not end its texts after a second training
     "max_tokens": 640,
     "micro_rounds": 2,  # of 3: so small an Extender adds too much to three, and learns never to end
     "learning_rate": 2e-3,
@@ -81,7 +82,7 @@ def parser() -> Parser:
     add("--base_model", help="folder of a chat model, or its name on the hub")
     add("--family", choices=family_names(), help="default: by the model's config.json")
     add("--instruct_count", type=at_least(1), help="new instructions an iteration (default 1000)")
-    add("--max_iter", type=at_least(1), default=3, help="macro-iterations (default %(default)s)")
+    add("--max_iter", type=at_least(1), help="macro-iterations (default 3)")
     add("--results", type=Path, help="folder of the run (default results/<model>)")
     add("--seeds", type=Path, help="seed instructions (default seeds/<family>.jsonl)")
     add("--seed", type=int, default=42, help="of every random choice (default %(default)s)")
@@ -154,6 +155,7 @@ def read_options(argv: Sequence[str]) -> Plan:
         "seeds": str(seeds),
         "instruct_count": given.get("instruct_count", 1000),
         "max_tokens": given.get("max_tokens", 16384),
+        "max_iter": given.get("max_iter", 3),
         "finish_ratio": given.get("finish_ratio", 1.0),
         "micro_rounds": given.get("micro_rounds", MICRO_ROUNDS),
         "concurrency": given.get("concurrency", UNITS_PER_WORKER * len(groups)),
