@@ -25,7 +25,7 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 # Small numbers for a model of 2M parameters on two cores.
 DEMO = {
     "instruct_count": 20,
-    "max_iter": 2,  # of 3: the bundled Generator does not end its texts after a second training
+    "max_iter": 2,  # of 3: the default Generator does not end its texts after a second training
     "max_tokens": 640,
     "micro_rounds": 2,  # of 3: so small an Extender adds too much to three, and learns never to end
     "learning_rate": 2e-3,
@@ -173,7 +173,8 @@ def read_options(argv: Sequence[str]) -> Plan:
 
 def _demo_model(args: argparse.Namespace) -> dict[str, Any]:
     name = args.family or DEMO_FAMILY
-    return {"base_model": str(REPO_ROOT / "demo" / "models" / name)}
+    model = {"base_model": str(REPO_ROOT / "demo" / "models" / name)}
+    return model if name == DEMO_FAMILY else {**model, "max_iter": 3}
 
 
 def _family(name: str | None, model: BaseModel) -> ModelFamily:
