@@ -5,7 +5,6 @@ minutes on 2 cores: each is trained in a process of its own, on one core, with f
 """
 
 import argparse
-import copy
 import random
 import subprocess
 import sys
@@ -176,11 +175,6 @@ def rate_factor(step: int, steps: int) -> float:
     """Linear warm-up, constant, linear cool-down over the last half to a fiftieth."""
     cool = min(1.0, 2 * (1 - step / steps))
     return min(1.0, (step + 1) / WARMUP_STEPS) * max(cool, 0.02)
-
-
-def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
 
 
 def train(family_name: str) -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from self_lengthen.errors import UserError
@@ -15,6 +17,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the options)")
+
+
+def command_line(command: Sequence[str], env: Mapping[str, str]) -> str:
+    """What a person would type to run `command` with `env` added."""
+    added = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(env.items()))
+    return added + shlex.join(command)
 
 
 def at_least(smallest: float, kind: type = int):

@@ -3,13 +3,13 @@
 Pure: given options and GPUs it says what would run. `server.py` runs it, `--dry_run` prints it.
 """
 
-import shlex
 import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from self_lengthen.cli import command_line
 from self_lengthen.errors import UserError
 from self_lengthen.files import read_json
 
@@ -28,8 +28,7 @@ class Service:
     env: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        env = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(self.env.items()))
-        return env + shlex.join(self.command)
+        return command_line(self.command, self.env)
 
 
 @dataclass(frozen=True)

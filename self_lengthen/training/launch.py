@@ -5,7 +5,6 @@ Reads iter_N/sft; writes iter_N/lora/<role>/ and, last, iter_N/lora/<role>.manif
 
 import logging
 import os
-import shlex
 import shutil
 import socket
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from self_lengthen.cli import command_line
 from self_lengthen.errors import RunError
 from self_lengthen.family import ModelFamily
 from self_lengthen.files import read_json, read_rows, write_json
@@ -53,8 +53,7 @@ class TrainingJob:
         return self.output.with_name(f"{self.role}.manifest.json")
 
     def __str__(self) -> str:
-        env = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(self.env.items()))
-        return env + shlex.join(self.command)
+        return command_line(self.command, self.env)
 
 
 def plan_training(
