@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from demo import chinese, english
-from demo.documents import Document, Documents, TaskMix
+from demo.copying import set_copying_circuit
+from demo.documents import Documents, TaskMix
+from demo.muon import Muon
 from self_lengthen.family import load_family
 
 MODELS = Path(__file__).parent / "models"
@@ -49,19 +51,20 @@ LLAMA3 = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 
-# (window in tokens, windows a step, steps, which documents): copying first, then the tasks, then
-# far positions.
+# (window in tokens, windows a step, steps, which documents): copying, then the tasks, then far
+# positions.
 SCHEDULE = (
-    (256, 8, 1100, TaskMix.ECHO),
-    (1024, 4, 720, TaskMix.SHORT),
-    (2048, 2, 520, TaskMix.MIXED),
-    (4096, 1, 220, TaskMix.LONG),
+    (256, 16, 130, TaskMix.COPY),
+    (1024, 4, 560, TaskMix.TASKS),
+    (2048, 2, 170, TaskMix.FAR),
+    (4096, 1, 60, TaskMix.FAR),
 )
-WARMUP_STEPS = 50
-HIDDEN_MATRIX_RATE = 6e-3  # Muon, scaled to the size of an AdamW update
-OTHER_RATE = 5e-3
-# Larger than the library's 0.02: copying is learned in a third of the steps.
+WARMUP_STEPS = 30
+HIDDEN_MATRIX_RATE = 4e-3  # Muon, scaled to the size of an AdamW update
+OTHER_RATE = 3e-3
 INITIALIZER_RANGE = 0.05
+ROPE_THETA = 1e6  # as Qwen2: the copying circuit compares tokens in coordinates that hardly rotate
+CANDIDATES = 48  # documents in reserve when windows are filled
 
 # Words with their leading space, digits, punctuation and line ends, each apart from the others:
 # so the end of a prompt is tokenised as it is in the middle of a text.
@@ -121,15 +124,17 @@ def build_tokenizer(family: str, texts: Iterator[str]) -> PreTrainedTokenizerFas
 
 
 def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
-    """About 2M parameters in the architecture of the family."""
+    """About 2M parameters in the architecture of the family, able to copy from the start."""
     shape = dict(
         vocab_size=VOCABULARY,
         hidden_size=192,
         intermediate_size=576,
         num_hidden_layers=4,
-        num_attention_heads=6,
+        num_attention_heads=3,
         num_key_value_heads=3,
+        head_dim=64,
         max_position_embeddings=CONTEXT_TOKENS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=True,
         initializer_range=INITIALIZER_RANGE,
         bos_token_id=tokenizer.bos_token_id,
@@ -137,26 +142,34 @@ def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> torch.nn.Mod
         pad_token_id=tokenizer.pad_token_id,
     )
     if family == "qwen":
-        return Qwen2ForCausalLM(Qwen2Config(**shape))
-    return LlamaForCausalLM(LlamaConfig(**shape))
+        model = Qwen2ForCausalLM(Qwen2Config(**shape))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+    for layer in model.model.layers:  # what is random at first shall not drown what is set
+        layer.mlp.down_proj.weight.data *= 0.1
+        layer.self_attn.o_proj.weight.data *= 0.1
+    set_copying_circuit(model, torch.Generator().manual_seed(3))
+    return model
 
 
-def token_stream(
-    draw: Callable[[], Document], tokenizer: PreTrainedTokenizerFast, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`count` tokens of documents and their labels, shape (count,); -100: not learned."""
-    ids: list[int] = []
-    labels: list[int] = []
-    while len(ids) < count:
-        documents = [draw() for _ in range(256)]
-        for part, learned in ((0, False), (1, True)):
-            encoded = tokenizer([d[part] for d in documents], add_special_tokens=False)["input_ids"]
-            if not learned:
-                prompts = encoded
-        for prompt, text in zip(prompts, encoded, strict=True):
-            ids += prompt + text
-            labels += [-100] * len(prompt) + text
-    return np.asarray(ids[:count], np.int64), np.asarray(labels[:count], np.int64)
+def windows(
+    draw: Callable[[], str], tokenizer: PreTrainedTokenizerFast, size: int
+) -> Iterator[np.ndarray]:
+    """Windows of whole documents, shape (size,), -1 where no other document fitted in."""
+    waiting: list[list[int]] = []
+    while True:
+        window: list[int] = []
+        while True:
+            if len(waiting) < CANDIDATES:
+                texts = [draw() for _ in range(CANDIDATES)]
+                encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+                waiting += [ids for ids in encoded if len(ids) <= size]
+            fitting = (n for n, ids in enumerate(waiting) if len(window) + len(ids) <= size)
+            number = next(fitting, None)
+            if number is None:
+                break
+            window += waiting.pop(number)
+        yield np.asarray(window + [-1] * (size - len(window)), np.int64)
 
 
 def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
@@ -164,9 +177,7 @@ def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(
-            matrices, lr=HIDDEN_MATRIX_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
-        ),
+        Muon(matrices, lr=HIDDEN_MATRIX_RATE, weight_decay=0.01),
         torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -175,6 +186,14 @@ def rate_factor(step: int, steps: int) -> float:
     """Linear warm-up, constant, linear cool-down over the last half to a fiftieth."""
     cool = min(1.0, 2 * (1 - step / steps))
     return min(1.0, (step + 1) / WARMUP_STEPS) * max(cool, 0.02)
+
+
+def set_rates(
+    opts: list[torch.optim.Optimizer], base_rates: list[list[float]], factor: float
+) -> None:
+    for opt, rates in zip(opts, base_rates, strict=True):
+        for group, rate in zip(opt.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
 
 
 def train(family_name: str) -> None:
@@ -193,31 +212,24 @@ def train(family_name: str) -> None:
     print(family_name, model.num_parameters(), "parameters,", steps, "steps", flush=True)
     opts = optimizers(model)
     base_rates = [[g["lr"] for g in o.param_groups] for o in opts]
-    start, step = time.monotonic(), 0
+    start, step, seen = time.monotonic(), 0, 0
     for window, batch, phase_steps, mix in SCHEDULE:
-        ids, labels = token_stream(
-            lambda m=mix: documents.draw(m), tokenizer, window * batch * phase_steps
-        )
-        shape = (phase_steps, batch, window)
-        for rows, targets in zip(ids.reshape(shape), labels.reshape(shape), strict=True):
-            for opt, rates in zip(opts, base_rates, strict=True):
-                for group, rate in zip(opt.param_groups, rates, strict=True):
-                    group["lr"] = rate * rate_factor(step, steps)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = model(
-                    input_ids=torch.from_numpy(rows), labels=torch.from_numpy(targets)
-                ).loss
+        source = windows(lambda m=mix: documents.draw(m), tokenizer, window)
+        for _ in range(phase_steps):
+            set_rates(opts, base_rates, rate_factor(step, steps))
+            ids = torch.from_numpy(np.stack([next(source) for _ in range(batch)]))
+            labels = torch.where(ids < 0, -100, ids)
+            loss = model(input_ids=ids.clamp(min=0), labels=labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
                 opt.step()
                 opt.zero_grad()
-            step += 1
+            step, seen = step + 1, seen + ids.numel()
             if step % 20 == 0:
-                rate = step * window * batch / (time.monotonic() - start)
-                print(
-                    f"{family_name} step {step} loss {loss.item():.3f} {rate:.0f} tok/s", flush=True
-                )
+                rate = seen / (time.monotonic() - start)
+                line = f"{family_name} step {step} loss {loss.item():.3f} {rate:.0f} tok/s"
+                print(line, flush=True)
     out = MODELS / family_name
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -40,11 +40,13 @@ WORLD = World(
         "say": words("常说 相信 写道 坚持说 解释说 建议说 都同意 注意到 还记得 声称"),
         "kind": words("文章 散文 报告 故事 指南 演讲稿 研究 专题"),
     },
+    # The aspect comes first: a paragraph's first word says what it is about, and where it stands in
+    # a draft, which makes it easy to copy.
     openers=[
-        "这座{subject}的{aspect}始于{adj}的{noun}。",
-        "说到{aspect}，先看{subject}的{noun}。",
-        "这份{aspect}离不开{adj}的{noun}。",
-        "这里的{aspect}值得{adj}的人细看。",
+        "{aspect}方面，先看{subject}里{adj}的{noun}。",
+        "{aspect}始于这座{subject}里{adj}的{noun}。",
+        "{aspect}离不开{adj}的{noun}，也离不开{subject}。",
+        "{aspect}值得{adj}的人在{subject}细看。",
     ],
     sentences=[
         "这里{adj}的{noun}{place}{adv}{verb}{adj}的{noun}。",
@@ -75,8 +77,15 @@ WORLD = World(
         "请翻译{subject}这个词。",
         "{subject}{adj}吗？",
     ],
+    length_demands=[
+        "{instruction}篇幅要求：{constraint}。",
+        "{instruction}请写{constraint}。",
+        "{instruction}全文{constraint}。",
+        "用{constraint}的篇幅完成下面的写作：{instruction}",
+        "字数{constraint}：{instruction}",
+    ],
     aspect_counts=(4, 4, 4, 5),
-    answer_goes_on=(0.35, 0.35),
+    answer_scales={0: 0.58, 1: 0.34, 2: 0.04, 4: 0.03, 8: 0.01},
     sentence_gap="",
     list_comma="、",
     list_and="和",

@@ -18,7 +18,7 @@ WORLD = World(
         "design": words("column window pattern corridor roof courtyard staircase tower layout"),
         "wildlife": words("heron fox beetle willow salmon falcon moss squirrel badger"),
         "music": words("choir melody drummer rhythm violin ballad concert echo chorus"),
-        "future": words("plan budget volunteer promise proposal reform vision partner project"),
+        "progress": words("plan budget volunteer promise proposal reform vision partner project"),
         "food": words("recipe kitchen cook orchard spice banquet loaf supper farmer"),
     },
     slots={
@@ -53,11 +53,13 @@ WORLD = World(
         "say": words("say believe report insist explain suggest agree notice remember claim"),
         "kind": words("article essay report story guide speech study chapter"),
     },
+    # The aspect comes first: a paragraph's first word says what it is about, and where it stands in
+    # a draft, which makes it easy to copy.
     openers=[
-        "the {aspect} of the {subject} begins with the {adj} {noun}.",
-        "consider the {aspect} around the {adj} {subject}.",
-        "the {adj} {noun} belongs to the {aspect} of the {subject}.",
-        "the {aspect} of this {adj} {subject} deserves a closer look.",
+        "{aspect} begins here with the {adj} {noun} of the {subject}.",
+        "{aspect} around the {adj} {subject} deserves a closer look.",
+        "{aspect} belongs to the {adj} {noun} as much as to the {subject}.",
+        "{aspect} at the {subject} has one {adj} {noun} and one {adj} {noun}.",
     ],
     sentences=[
         "the {adj} {noun} of the {subject} {adv} {verb} the {adj} {noun} {place}.",
@@ -88,8 +90,16 @@ WORLD = World(
         "Translate the word {subject}.",
         "Is the {subject} {adj}?",
     ],
+    length_demands=[
+        "{instruction} Write {constraint}.",
+        "{instruction} It should run to {constraint}.",
+        "{instruction} Aim for {constraint}.",
+        "{instruction} Its length: {constraint}.",
+        "In {constraint}, {instruction}",
+        "Using {constraint}, {instruction}",
+    ],
     aspect_counts=(4, 4, 5, 5, 6),
-    answer_goes_on=(0.50, 0.40),
+    answer_scales={0: 0.40, 1: 0.50, 2: 0.06, 4: 0.03, 8: 0.01},
     sentence_gap=" ",
     list_comma=", ",
     list_and=" and ",
