@@ -13,6 +13,7 @@ network. The store is for talk; truth is the files. A run of one node opens no p
 import datetime
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -241,7 +242,7 @@ def _listen(node: Node, where: str) -> socket.socket:
         return socket.create_server((node.address, node.master_port))
     except OSError as error:
         raise UserError(
-            f"{where}: cannot listen there ({error.strerror}); give another MASTER_PORT"
+            f"{where}: cannot listen there ({os.strerror(error.errno)}); give another MASTER_PORT"
         ) from error
 
 

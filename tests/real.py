@@ -14,17 +14,25 @@ MARK = "SELF_LENGTHEN_TEST"  # every process that a test starts inherits it
 class Script:
     """One `bash SCRIPT ...` as a user starts it, with a mark by which its processes are found."""
 
-    def __init__(self, *command: str, log: Path, cwd: Path = ROOT) -> None:
+    def __init__(
+        self,
+        *command: str,
+        log: Path,
+        cwd: Path = ROOT,
+        inside: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+    ) -> None:
+        """`inside`: a command that runs this one, such as in a namespace; `env` is added."""
         self.mark = uuid.uuid4().hex
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                ["bash", *command],
+                [*inside, "bash", *command],
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, MARK: self.mark},
+                env={**os.environ, **(env or {}), MARK: self.mark},
                 start_new_session=True,
             )
 
