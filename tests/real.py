@@ -50,19 +50,24 @@ class Script:
     def text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def left(self) -> list[str]:
-        """Command lines of its processes that still live."""
-        found = []
+    def processes(self) -> dict[int, str]:
+        """Number and command line of its processes that still live."""
+        found = {}
         for process in Path("/proc").iterdir():
             try:
                 if (
                     process.name.isdigit()
                     and self.mark.encode() in (process / "environ").read_bytes()
                 ):
-                    found.append((process / "cmdline").read_text().replace("\0", " "))
+                    command = (process / "cmdline").read_text().replace("\0", " ")
+                    found[int(process.name)] = command
             except OSError:
                 continue  # ended meanwhile
         return found
+
+    def left(self) -> list[str]:
+        """Command lines of its processes that still live."""
+        return list(self.processes().values())
 
     def gone(self, timeout_s: float = 20) -> bool:
         """Nothing of it is left, at the latest after `timeout_s`."""
