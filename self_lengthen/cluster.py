@@ -26,7 +26,7 @@ from self_lengthen.files import Row
 from self_lengthen.node import Node
 
 BEAT_S = 1.0
-LOST_AFTER_S = 20.0  # without a new value; stopping takes a part of the minute that is promised
+LOST_AFTER_S = 30.0  # without a new value; stopping takes the rest of the minute that is promised
 STORE_TIMEOUT_S = 10.0
 LEAVE_S = 5.0  # for the others to read our last value
 POLL_S = 0.1
