@@ -12,7 +12,7 @@ behind our back would leave a zombie generation running on the server.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +24,8 @@ from tenacity import (
     retry_if_exception_type,
     wait_random_exponential,
 )
+
+from self_lengthen.family import NgramRule
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class Sampling:
     repetition_penalty: float = 1.1
     max_tokens: int = 16384
     stop: tuple[str, ...] = STOP_STRINGS
+    stop_repeat: tuple[NgramRule, ...] = ()  # stop where the text breaks one: REPETITION
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ class Endpoint:
                 "add_generation_prompt": not opened_with,
             },
         }
+        if sampling.stop_repeat:
+            request["extra_body"]["stop_repeat"] = [asdict(rule) for rule in sampling.stop_repeat]
         return await self._ask(request)
 
     async def _ask(self, request: dict[str, Any]) -> Reply:

@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 
 from self_lengthen.family import ModelFamily
-from self_lengthen.repetition import has_repeat
+from self_lengthen.repetition import REPETITION, has_repeat
 
 
 class Reason(StrEnum):
@@ -29,7 +29,7 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"  # cut by max_tokens or the context's end
     ENDING = "ending"  # does not end like a finished text
     SELF_TALK = "self_talk"  # the model talks about its own rewriting
-    REPETITION = "repetition"
+    REPETITION = "repetition"  # also a finish_reason: of a reply that was stopped there
     NOT_LONGER = "not_longer"
     CONTEXT = "context"  # the prompt leaves no room in the model's context
     JUDGE_NO = "judge_no"
@@ -46,13 +46,16 @@ MIN_ROWS_TO_DROP = 5  # ranks among fewer rows say nothing about length: keep th
 def check_response(family: ModelFamily, text: str, finish_reason: str | None) -> Reason | None:
     """Why this answer is dropped, None to keep it. The cheap checks come first.
 
-    `finish_reason` is the server's: "length" means cut off, anything else means finished.
+    `finish_reason` is the server's: "length" means cut off by the limit of tokens, REPETITION
+    stopped at the first repeat; anything else means finished.
     """
     stripped = text.strip()
     if not stripped:
         return Reason.EMPTY
     if finish_reason == "length":
         return Reason.TRUNCATED
+    if finish_reason == REPETITION:
+        return Reason.REPETITION
     if stripped[-1] not in family.endings:
         return Reason.ENDING
     if has_self_talk(family, stripped):

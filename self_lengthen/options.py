@@ -42,7 +42,7 @@ UNITS_PER_WORKER = 128  # in flight; half of what the engine holds in one batch 
 # Options that the data of a run do not depend on: they may change when a run is continued.
 FREE_TO_CHANGE = {
     *("concurrency", "tensor_parallel", "gpus", "port", "controller_port", "worker_port"),
-    *("server_timeout_s", "training_timeout_s", "side_by_side", "max_iter"),
+    *("early_stop", "server_timeout_s", "training_timeout_s", "side_by_side", "max_iter"),
 }
 
 
@@ -89,6 +89,12 @@ def parser() -> Parser:
     add("--max_tokens", type=at_least(1), help="of a reply (default 16384)")
     add("--micro_rounds", type=at_least(1), help=f"of an extension (default {MICRO_ROUNDS})")
     add("--finish_ratio", type=share, help="end a step at this share of its units (default 1)")
+    add(
+        "--early_stop",
+        choices=("yes", "no"),
+        default="yes",
+        help="stop a text where it repeats itself; the same texts are accepted (default yes)",
+    )
     add("--concurrency", type=at_least(1), help="units in flight (default 128 a worker)")
     serving = parser.add_argument_group("serving")
     add = serving.add_argument

@@ -22,6 +22,8 @@ from self_lengthen.text import char_units, join_continuation, word_units
 MULTIPLIER = 0x9E3779B97F4A7C15
 SPACES = np.array([chr(code).isspace() for code in range(0x3001)])  # there is none beyond
 
+REPETITION = "repetition"  # finish_reason of a reply that a TextWatch has stopped
+
 _SEAM_IS_OPEN = re.compile(r"[,.;:!?)\]}]*")  # of such a beginning the next piece may decide
 
 

@@ -205,6 +205,11 @@ class TestWhatReachesTheWorker:
         assert {name for name in FIELDS if asked[name] is not None} == fastchats
         assert asked["max_tokens"] is None
 
+    def test_the_rules_at_which_to_stop(self, client, cluster, route):
+        rules = [{"unit": "char", "n": 13}, {"unit": "word", "n": 10}]
+        assert ask(client, route, stop_repeat=rules).status_code == 200
+        assert cluster.asked[0]["stop_repeat"] == rules
+
     def test_messages_as_they_are(self, client, cluster):
         messages = [
             {"role": "system", "content": "  你写得很长。\n"},
@@ -273,6 +278,10 @@ class TestWhatComesBack:
         cluster.answer = lambda params: reply(finish_reason="length")
         (choice,) = ask(client, TEXT).json()["choices"]
         assert (choice["text"], choice["finish_reason"]) == ("Once.", "length")
+
+    def test_a_reply_that_was_stopped_at_a_repetition_is_a_reply(self, client, cluster, route):
+        cluster.answer = lambda params: reply(finish_reason="repetition")
+        assert ask(client, route).json()["choices"][0]["finish_reason"] == "repetition"
 
     def test_n_choices_with_different_seeds(self, client, cluster, route):
         cluster.answer = lambda params: reply(f"seed {params['seed']}")
@@ -346,6 +355,8 @@ class TestRefusals:
             ({"top_k": 0}, "Either set top_k to -1 or >=1"),
             ({"temperature": "hot"}, "valid number"),
             ({"logit_bias": {"word": 1.0}}, "valid integer"),
+            ({"stop_repeat": [{"unit": "line", "n": 3}]}, "'char' or 'word'"),
+            ({"stop_repeat": [{"unit": "word", "n": 0}]}, "greater than or equal to 1"),
         ],
     )
     def test_a_field_that_cannot_be_served(self, client, cluster, route, given, reason):

@@ -18,6 +18,7 @@ from self_lengthen.endpoint import (
     Reply,
     Sampling,
 )
+from self_lengthen.family import NgramRule
 
 OVERFLOW = 40303
 
@@ -60,6 +61,15 @@ class TestRequest:
             "continue_final_message": False,
             "add_generation_prompt": True,
         }
+
+    def test_rules_at_which_to_stop_are_an_extension_of_the_request(self):
+        rules = (NgramRule("char", 13), NgramRule("word", 10))
+        with FakeServer() as server:
+            ask(server.url, sampling=Sampling(stop_repeat=rules))
+            ask(server.url)
+        first, second = (request.body for request in server.requests)
+        assert first.pop("stop_repeat") == [{"unit": "char", "n": 13}, {"unit": "word", "n": 10}]
+        assert first == second
 
     def test_an_opened_turn_is_the_last_message_and_is_to_be_continued(self):
         sampling = Sampling(max_tokens=99, stop=(*STOP_STRINGS, "\nInstruction 4"))

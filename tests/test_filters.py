@@ -37,6 +37,10 @@ class TestCheckResponse:
         assert check_response(QWEN, "写完了。", "length") == Reason.TRUNCATED
         assert check_response(LLAMA, "It is done.", "length") == Reason.TRUNCATED
 
+    def test_a_text_that_was_stopped_at_a_repetition_is_one_wherever_it_ends(self):
+        assert check_response(LLAMA, "It goes on and", "repetition") == Reason.REPETITION
+        assert check_response(LLAMA, "It is done.", "repetition") == Reason.REPETITION
+
     @pytest.mark.parametrize("ending", ",;:-，；：、—a中*_#")
     @pytest.mark.parametrize("family", [QWEN, LLAMA], ids=lambda family: family.name)
     def test_an_unfinished_ending_is_dropped(self, family, ending):

@@ -373,8 +373,8 @@ class TestStep1:
         chat = FakeChat(lambda call: prose(20, call.seed))
         perform(initial_responses, folder, chat)
         asked = Counter((call.user, call.opened_with, call.sampling) for call in chat.calls)
-        plain = Sampling(max_tokens=77)
-        assert asked == {(instruction_row(n)["instruction"], "", plain): 2 for n in (0, 1)}
+        watched = Sampling(max_tokens=77, stop_repeat=llama.ngram_rules)
+        assert asked == {(instruction_row(n)["instruction"], "", watched): 2 for n in (0, 1)}
         assert len({call.seed for call in chat.calls}) == 4
         rows = rows_of(folder, INITIAL)
         assert [row["id"] for row in rows] == [

@@ -10,8 +10,10 @@ a worker. Failures that a retry may mend have a 5xx status, others a 4xx one.
 
 import asyncio
 import json
+import time
+import uuid
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import aiohttp
 import fastchat.serve.openai_api_server as fastchat_api
@@ -21,20 +23,15 @@ from fastapi.responses import JSONResponse
 from fastchat.constants import ErrorCode
 from fastchat.protocol.openai_api_protocol import (
     ChatCompletionRequest,
-    ChatCompletionResponse,
-    ChatCompletionResponseChoice,
-    ChatMessage,
     CompletionRequest,
-    CompletionResponse,
-    CompletionResponseChoice,
     ErrorResponse,
-    UsageInfo,
 )
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from self_lengthen.cli import Parser
+from self_lengthen.repetition import REPETITION
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
-from self_lengthen.serving.fields import SAMPLING_FIELDS
+from self_lengthen.serving.fields import SAMPLING_FIELDS, STOP_REPEAT
 
 WORKER_TIMEOUT_S = 3 * 3600  # a long reply in a full batch
 STOP_S = 3  # seconds for requests in flight when we are stopped
@@ -45,8 +42,13 @@ T = TypeVar("T")
 app = fastchat_api.app
 
 
+class RepeatRule(BaseModel):
+    unit: Literal["char", "word"]
+    n: int = Field(ge=1)
+
+
 class SamplingRequest(BaseModel):
-    """vLLM's fields that FastChat's requests lack. None: the engine's default."""
+    """vLLM's fields that FastChat's requests lack, and ours. None: the engine's default."""
 
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -58,6 +60,7 @@ class SamplingRequest(BaseModel):
     include_stop_str_in_output: bool | None = None
     logit_bias: dict[int, float] | None = None
     bad_words: list[str] | None = None
+    stop_repeat: list[RepeatRule] | None = None  # end the reply where its text breaks one
 
 
 class ChatRequest(SamplingRequest, ChatCompletionRequest):
@@ -120,7 +123,7 @@ async def complete(
     request: ChatRequest | TextRequest, source: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The request's n outputs for one source (messages or prompt)."""
-    fields = request.model_dump(include={*SAMPLING_FIELDS, "model", "max_tokens"})
+    fields = request.model_dump(include={*SAMPLING_FIELDS, STOP_REPEAT, "model", "max_tokens"})
     payload = {**fields, **source}
     seeds = [None if request.seed is None else request.seed + i for i in range(request.n or 1)]
 
@@ -132,7 +135,7 @@ async def complete(
         if code:
             user_fault = code in (ErrorCode.CONTEXT_OVERFLOW, ErrorCode.PARAM_OUT_OF_RANGE)
             raise RequestError(400 if user_fault else 500, code, output["text"])
-        if output["finish_reason"] not in ("stop", "length"):
+        if output["finish_reason"] not in ("stop", "length", REPETITION):
             raise RequestError(500, ErrorCode.INTERNAL_ERROR, f"ended: {output['finish_reason']}")
         return output
 
@@ -151,47 +154,44 @@ async def answer(http: Request, work: Awaitable[T]) -> T:
         raise errors.exceptions[0] from None
 
 
-def usage(outputs: list[dict[str, Any]]) -> UsageInfo:
+def completion_of(
+    kind: str, model: str, outputs: list[dict[str, Any]], parts: list[dict[str, Any]]
+) -> JSONResponse:
+    """OpenAI's body; by hand, for FastChat's classes know no finish_reason of ours."""
+    choices = [
+        {"index": index, **part, "finish_reason": output["finish_reason"]}
+        for index, (output, part) in enumerate(zip(outputs, parts, strict=True))
+    ]
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return UsageInfo(**{name: sum(o["usage"][name] for o in outputs) for name in names})
+    usage = {name: sum(output["usage"][name] for output in outputs) for name in names}
+    head = {"id": uuid.uuid4().hex, "object": kind, "created": int(time.time()), "model": model}
+    return JSONResponse({**head, "choices": choices, "usage": usage})
 
 
 app.router.routes = [r for r in app.router.routes if getattr(r, "path", "") not in ROUTES]
 
 
 @app.post(ROUTES[0], dependencies=[Depends(fastchat_api.check_api_key)])
-async def chat_completion(request: ChatRequest, http: Request) -> ChatCompletionResponse:
+async def chat_completion(request: ChatRequest, http: Request) -> JSONResponse:
     check(request)
     messages = request.messages
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     source = {"messages": messages, "continue_final_message": request.continue_final_message}
     outputs = await answer(http, complete(request, source))
-    choices = [
-        ChatCompletionResponseChoice(
-            index=index,
-            message=ChatMessage(role="assistant", content=output["text"]),
-            finish_reason=output["finish_reason"],
-        )
-        for index, output in enumerate(outputs)
-    ]
-    return ChatCompletionResponse(model=request.model, choices=choices, usage=usage(outputs))
+    parts = [{"message": {"role": "assistant", "content": o["text"]}} for o in outputs]
+    return completion_of("chat.completion", request.model, outputs, parts)
 
 
 @app.post(ROUTES[1], dependencies=[Depends(fastchat_api.check_api_key)])
-async def completion(request: TextRequest, http: Request) -> CompletionResponse:
+async def completion(request: TextRequest, http: Request) -> JSONResponse:
     check(request)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     outputs = []
     for prompt in prompts:
         outputs += await answer(http, complete(request, {"prompt": prompt}))
-    choices = [
-        CompletionResponseChoice(
-            index=index, text=output["text"], finish_reason=output["finish_reason"]
-        )
-        for index, output in enumerate(outputs)
-    ]
-    return CompletionResponse(model=request.model, choices=choices, usage=usage(outputs))
+    parts = [{"text": output["text"]} for output in outputs]
+    return completion_of("text_completion", request.model, outputs, parts)
 
 
 async def serve(host: str, port: int) -> None:

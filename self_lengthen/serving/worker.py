@@ -4,7 +4,8 @@
         [--adapter=NAME=DIR ...]
 
 Takes a prompt, or messages that it renders with the tokenizer's own chat template; every sampling
-field of vLLM; gives one final output a request. A request whose caller goes away is aborted.
+field of vLLM; gives one final output a request. A request whose caller goes away is aborted; one
+with `stop_repeat` ends where its text breaks one of those rules.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from self_lengthen.cli import Parser
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.prompt import render_messages
+from self_lengthen.serving.reply import WATCHED_TOKENS, read_reply, text_watch
 
 STOP_S = 3  # seconds for requests in flight when we are stopped
 CPU_BATCHED_TOKENS = 8192  # in one step
@@ -75,14 +77,13 @@ class LoraWorker(BaseModelWorker):
         adapter = self._adapters.get(params.get("model", ""))
         prompt = {"prompt_token_ids": token_ids}
         generating = self.engine.generate(prompt, sampling, request_id, lora_request=adapter)
-        outputs = [output async for output in generating]  # one: FINAL_ONLY
-        completion = outputs[-1].outputs[0]
-        usage = {"prompt_tokens": len(token_ids), "completion_tokens": len(completion.token_ids)}
+        written = await read_reply(generating, text_watch(params))
+        usage = {"prompt_tokens": len(token_ids), "completion_tokens": written.tokens}
         return {
-            "text": completion.text,
+            "text": written.text,
             "error_code": 0,
             "usage": {**usage, "total_tokens": sum(usage.values())},
-            "finish_reason": completion.finish_reason,
+            "finish_reason": written.finish_reason,
         }
 
     def _token_ids(self, params: dict[str, Any]) -> list[int]:
@@ -98,9 +99,12 @@ class LoraWorker(BaseModelWorker):
     def _sampling(self, params: dict[str, Any], room: int) -> SamplingParams:
         given = {name: params[name] for name in SAMPLING_FIELDS if params.get(name) is not None}
         wanted = params.get("max_tokens") or room
-        return SamplingParams.from_optional(  # it takes token ids as JSON has them
-            **given, max_tokens=min(wanted, room), output_kind=RequestOutputKind.FINAL_ONLY
-        )
+        if params.get("stop_repeat"):
+            given |= {"output_kind": RequestOutputKind.DELTA, "stream_interval": WATCHED_TOKENS}
+        else:
+            given["output_kind"] = RequestOutputKind.FINAL_ONLY
+        # It takes token ids as JSON has them.
+        return SamplingParams.from_optional(**given, max_tokens=min(wanted, room))
 
 
 def make_app(worker: LoraWorker) -> FastAPI:

@@ -13,7 +13,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,12 @@ class StepRun:
     @property
     def sampling(self) -> Sampling:
         return Sampling(max_tokens=self.options["max_tokens"])
+
+    @property
+    def watched_sampling(self) -> Sampling:
+        """Of texts that the response check reads whole: their first repetition may end them."""
+        rules = self.family.ngram_rules if self.options.get("early_stop", "yes") == "yes" else ()
+        return replace(self.sampling, stop_repeat=rules)
 
     def claim(self, **more: Any) -> None:
         self.folder.claim(

@@ -42,7 +42,7 @@ def make(step: StepRun) -> None:
                 step.family,
                 initial["instruction"],
                 initial["response"],
-                step.sampling,
+                step.watched_sampling,
                 lambda call, attempt=attempt: call_seed(step.seed, name, attempt, call),
                 micro_rounds,
             )
