@@ -73,12 +73,14 @@ def front(workers: int, api_servers: int) -> Iterator[Front]:
 
         pids = {column: [] for column in COLUMNS[1:]}
         pids["controller"].append(
-            start("controller", [*python, "fastchat.serve.controller", f"--port={port}"])
+            start("controller", [*python, "self_lengthen.serving.controller", f"--port={port}"])
         )
         wait_until(lambda: answers(f"{controller}/test_connection"), "the controller")
         for number, api_port in enumerate(ports):
             command = [*python, "self_lengthen.serving.api_server", f"--port={api_port}"]
-            pids["API server"].append(start(f"api_{number}", [*command, f"--controller={controller}"]))
+            pids["API server"].append(
+                start(f"api_{number}", [*command, f"--controller={controller}"])
+            )
         simulated = str(Path(__file__).with_name("simulated.py"))
         command = [sys.executable, simulated, f"--controller={controller}", f"--workers={workers}"]
         pids["workers"].append(start("workers", [*command, f"--delay_s={DELAY_S}"]))

@@ -39,7 +39,9 @@ class _Connection(asyncio.Protocol):
         if not separator or len(rest) < length:
             return
         self._read = rest[length:]
-        self._task = asyncio.create_task(self._reply(head.split(b" ", 2)[1].decode(), rest[:length]))
+        self._task = asyncio.create_task(
+            self._reply(head.split(b" ", 2)[1].decode(), rest[:length])
+        )
 
     async def _reply(self, path: str, body: bytes) -> None:
         answer = await self._answer(path, body)

@@ -5,14 +5,20 @@ unit a line, appended and flushed; a torn last line (the process was killed whil
 off when the journal is opened again. `Lines` reads rows of a large file by number.
 """
 
+import fcntl
 import json
 import os
 import time
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from self_lengthen.errors import RunError
+
+SHARED_DISK_S = 90.0  # NFS may hide a new file for a minute (acdirmax)
+WRITER_GONE_S = 30.0  # for the writer before us to end, when its run was killed
 SYNC_EVERY_S = 2.0  # a kill loses nothing that was flushed; a power cut loses this much at most
 
 Row = dict[str, Any]
@@ -37,6 +43,24 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def wait_for_file(path: Path, said_by: str, timeout_s: float = SHARED_DISK_S) -> Path:
+    """`path` once it is there: on a shared disk, what another node wrote may show up late.
+
+    Raises RunError at the deadline.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{path} does not show up here within {timeout_s:.0f} s, though {said_by} has "
+                "written it: is it on a disk that every node sees?"
+            )
+        time.sleep(0.2)
+        with suppress(OSError):
+            next(path.parent.iterdir(), None)  # to list the folder makes NFS look again
+    return path
+
+
 def write_rows(path: Path, rows: Iterator[Row]) -> int:
     """Write rows as JSON lines, atomically and without holding them; the number of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +80,21 @@ def read_rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
+
+
+def lock_or_wait(file: IO[bytes], timeout_s: float) -> bool:
+    """Whether we have the file for ourselves, until it is closed or we die; at the latest then."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+        except OSError:
+            return True  # this file system has no locks
+        time.sleep(0.1)
 
 
 class Lines:
@@ -86,8 +125,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(path)
         self._file = path.open("ab")
+        if not lock_or_wait(self._file, WRITER_GONE_S):
+            self._file.close()
+            raise RunError(f"{path}: another process still writes it; stop that one first")
+        _cut_torn_line(path)
         self._synced = time.monotonic()
 
     def append(self, record: Row) -> None:
@@ -108,8 +150,6 @@ class Journal:
 
 def _cut_torn_line(path: Path) -> None:
     """Drop what follows the last newline, and a last line that is no JSON."""
-    if not path.exists():
-        return
     with path.open("r+b") as file:
         end = 0
         for line in file:

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from self_lengthen.cli import Parser
-from self_lengthen.endpoint import Endpoint, Sampling
+from self_lengthen.endpoint import NO_KEY, Endpoint, Sampling
 from self_lengthen.errors import UserError, main_exit
 from self_lengthen.family import ModelFamily
 from self_lengthen.fanout import Counts, FanOut, Outcome, Tally, summed
 from self_lengthen.files import Row
 from self_lengthen.filters import Reason, drop_short
 from self_lengthen.runfolder import KeptRecords, RunFolder, StepFolder
+from self_lengthen.serving.key import read_key
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class StepRun:
     iteration: int
     base_url: str
     concurrency: int
+    api_key: str = ""
 
     @property
     def folder(self) -> StepFolder:
@@ -90,7 +92,10 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
     parser = Parser(description=make.__doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder of the run")
     parser.add_argument("--iteration", type=int, required=True, help="macro-iteration, from 1")
-    parser.add_argument("--base_url", default="", help="of the server, ends in /v1")
+    parser.add_argument(
+        "--base_url", default="", help="of the server, ends in /v1; or several: A,B"
+    )
+    parser.add_argument("--api_key_file", default="", help="holds the key that the server asks for")
     parser.add_argument("--concurrency", type=int, default=64, help="units in flight")
     args = parser.parse_args()
     run = RunFolder(args.results)
@@ -98,7 +103,8 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
         raise UserError(
             f"{args.results} is a run of the family {run.options['family']}: use its script"
         )
-    step = StepRun(name, family, run, args.iteration, args.base_url, args.concurrency)
+    key = read_key(args.api_key_file)
+    step = StepRun(name, family, run, args.iteration, args.base_url, args.concurrency, key)
     if not step.folder.complete:
         make(step)
 
@@ -122,7 +128,7 @@ def fan_out(
             finish_ratio=step.options["finish_ratio"],
         )
         try:
-            async with Endpoint(step.base_url) as endpoint:
+            async with Endpoint(step.base_url, step.api_key or NO_KEY) as endpoint:
                 return await engine.run(lambda unit: work(Tally(endpoint), unit))
         finally:
             journal.close()
