@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import uvloop
 from simulated import HOST, json_server
 
 from self_lengthen.cli import Parser, at_least
@@ -56,6 +57,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
 
 
+def child_of(guard: int) -> int:
+    """The process that a guard has started."""
+    children = Path(f"/proc/{guard}/task/{guard}/children")
+    wait_until(children.read_text, "a process")
+    return int(children.read_text().split()[0])
+
+
 @contextmanager
 def front(workers: int, api_servers: int) -> Iterator[Front]:
     """Controller, API servers and simulated workers until the end of the block."""
@@ -69,7 +77,7 @@ def front(workers: int, api_servers: int) -> Iterator[Front]:
         def start(name: str, command: list[str]) -> int:
             env = {"LOGDIR": str(logs), "PYTHONUNBUFFERED": "1"}
             owned = Owned(name, command, logs / f"{name}.log", env, grace_s=5)
-            return stack.enter_context(owned).pid
+            return child_of(stack.enter_context(owned).pid)
 
         pids = {column: [] for column in COLUMNS[1:]}
         pids["controller"].append(
@@ -124,7 +132,7 @@ async def ask(endpoint: Endpoint, end: float) -> int:
 
 
 def client(url: str, in_flight: int, seconds: float, results) -> None:
-    results.put(asyncio.run(ask_for(url, in_flight, seconds)))
+    results.put(uvloop.run(ask_for(url, in_flight, seconds)))
 
 
 def through_all(workers: int, api_servers: int, in_flight: int, seconds: float) -> list[str]:
@@ -181,7 +189,7 @@ def canned_server(addresses) -> None:
         addresses.put(address)
         await server.serve_forever()
 
-    asyncio.run(serve())
+    uvloop.run(serve())
 
 
 def numbers(text: str) -> list[int]:
@@ -197,7 +205,7 @@ def main() -> None:
     args = parser.parse_args()
     ms = " | ".join(f"{name}, ms" for name in COLUMNS)
     print(f"| workers | API servers | requests/s | {ms} |\n|{'---:|' * 7}")
-    print("|", " | ".join(asyncio.run(client_alone(args.in_flight, args.seconds))), "|")
+    print("|", " | ".join(uvloop.run(client_alone(args.in_flight, args.seconds))), "|")
     for api_servers in args.api_servers:
         for workers in args.workers:
             row = through_all(workers, api_servers, args.in_flight, args.seconds)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
+import uvloop
 
 from self_lengthen.cli import Parser, at_least
 from self_lengthen.errors import main_exit
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--workers", type=at_least(1), default=8)
     parser.add_argument("--delay_s", type=at_least(0, float), default=0.05)
     args = parser.parse_args()
-    asyncio.run(serve(args.controller, args.workers, args.delay_s))
+    uvloop.run(serve(args.controller, args.workers, args.delay_s))
 
 
 if __name__ == "__main__":

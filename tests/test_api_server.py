@@ -24,6 +24,7 @@ from self_lengthen.owned import Owned
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.plan import ServerOptions, plan_server
+from self_lengthen.serving.workers import RENEW_S
 
 DEADLINE_S = 20
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -56,14 +57,14 @@ class Cluster:
 
     worker_url: str = ""
     models: dict[str, str] = field(default_factory=dict)  # name -> address of its worker
-    looked_up: list[str] = field(default_factory=list)
+    lists: int = 0  # how often the controller was asked for its workers
     asked: list[dict[str, Any]] = field(default_factory=list)
     gone: list[dict[str, Any]] = field(default_factory=list)  # asked, then given up by the caller
     answer: Callable[[dict[str, Any]], Any] = lambda params: reply()
 
     def reset(self) -> None:
         self.models = {"base": self.worker_url, "generator-iter1": self.worker_url}
-        self.looked_up, self.asked, self.gone = [], [], []
+        self.lists, self.asked, self.gone = 0, [], []
         self.answer = lambda params: reply()
 
 
@@ -75,15 +76,14 @@ def reply(text: str = "Once.", **changes: Any) -> dict[str, Any]:
 def controller_app(cluster: Cluster) -> FastAPI:
     app = FastAPI()
 
-    @app.post("/get_worker_address")
-    async def address(request: Request) -> dict[str, str]:
-        model = (await request.json())["model"]
-        cluster.looked_up.append(model)
-        return {"address": cluster.models.get(model, "")}
-
-    @app.post("/list_models")
-    async def models() -> dict[str, list[str]]:
-        return {"models": list(cluster.models)}
+    @app.post("/list_workers")
+    async def workers() -> dict[str, Any]:
+        cluster.lists += 1
+        served: dict[str, list[str]] = {}
+        for model, address in cluster.models.items():
+            served.setdefault(address, []).append(model)
+        rows = [{"address": a, "models": names, "capacity": 8} for a, names in served.items()]
+        return {"workers": rows}
 
     @app.post("/refresh_all_workers")
     async def refresh() -> None:
@@ -237,7 +237,13 @@ class TestWhatReachesTheWorker:
     def test_the_name_of_the_adapter(self, client, cluster):
         ask(client, model="generator-iter1")
         assert [asked["model"] for asked in cluster.asked] == ["generator-iter1"]
-        assert cluster.looked_up == ["generator-iter1"]  # one hop, no more
+
+    def test_a_request_takes_one_hop(self, client, cluster):
+        started = time.monotonic()
+        for _ in range(30):
+            ask(client)
+        assert len(cluster.asked) == 30
+        assert cluster.lists <= 1 + (time.monotonic() - started) / RENEW_S
 
     def test_more_requests_at_once_than_aiohttp_would_send(self, running, cluster):
         """Its own limit is 100 connections."""
@@ -324,7 +330,7 @@ class TestRefusals:
     def test_our_own_client_does_not_ask_for_an_unknown_model_again(self, running, cluster):
         with pytest.raises(EndpointError, match="HTTP 404 .*model nobody is not served"):
             asyncio.run(self.chat(running[1], "nobody"))
-        assert cluster.looked_up == ["nobody"]
+        assert cluster.lists <= 2  # once for the model, once by the clock
 
     def test_our_own_client_knows_an_overflow(self, running, cluster):
         text = "the prompt has 5000 tokens, the context 4096"
@@ -387,15 +393,23 @@ class TestFailures:
 
     def test_no_worker(self, client, cluster, route):
         cluster.models = {}
+        until(lambda: ask(client, route).status_code == 503, 2 * RENEW_S)
         response = ask(client, route)
         assert (response.status_code, response.json()["code"]) == (503, 50005)
         assert response.json()["message"] == "no worker is alive"
+
+    def test_a_worker_that_comes_later_is_asked_at_once(self, client, cluster):
+        cluster.models = {}
+        until(lambda: ask(client).status_code == 503, 2 * RENEW_S)
+        cluster.models = {"base": cluster.worker_url}
+        assert ask(client).status_code == 200
 
     def test_a_worker_that_is_not_there_any_more(self, client, cluster, route):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        cluster.models["base"] = address
+        cluster.models = {"base": address}
+        until(lambda: ask(client, route).status_code == 503, 2 * RENEW_S)
         response = ask(client, route)
         assert (response.status_code, response.json()["code"]) == (503, 50006)
         assert address in response.json()["message"]

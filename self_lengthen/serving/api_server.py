@@ -4,8 +4,9 @@
 
 FastChat's application with three routes replaced: /v1/models, /v1/chat/completions and
 /v1/completions. The last two send messages or prompt to the worker as they are; the worker renders,
-tokenises and clamps max_tokens to the context that is left, so that a request takes one hop to the
-controller and one to a worker. Failures that a retry may mend have a 5xx status, others a 4xx one.
+tokenises and clamps max_tokens to the context that is left, so that a request takes one hop: the
+controller is asked once a second for all of them (workers.py). Failures that a retry may mend have
+a 5xx status, others a 4xx one.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ from typing import Any, Literal, TypeVar
 import aiohttp
 import fastchat.serve.openai_api_server as fastchat_api
 import uvicorn
-from fastapi import Depends, Request
+import uvloop
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from fastchat.constants import ErrorCode
 from fastchat.protocol.openai_api_protocol import (
@@ -35,6 +37,7 @@ from self_lengthen.repetition import REPETITION
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS, STOP_REPEAT
 from self_lengthen.serving.key import KeyRequired, key_headers, read_key
+from self_lengthen.serving.workers import NoWorkerError, Worker, Workers
 
 WORKER_TIMEOUT_S = 3 * 3600  # a long reply in a full batch
 STOP_S = 3  # seconds for requests in flight when we are stopped
@@ -100,21 +103,20 @@ async def post(url: str, payload: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(503, ErrorCode.CONTROLLER_WORKER_TIMEOUT, f"{url}: {error!r}") from error
 
 
-async def served_models() -> list[str]:
-    controller = fastchat_api.app_settings.controller_address
-    return sorted((await post(f"{controller}/list_models", {}))["models"])
+async def list_workers() -> list[dict[str, Any]]:
+    return (await post(f"{fastchat_api.app_settings.controller_address}/list_workers", {}))[
+        "workers"
+    ]
 
 
-async def worker_for(model: str) -> str:
-    controller = fastchat_api.app_settings.controller_address
-    address = (await post(f"{controller}/get_worker_address", {"model": model}))["address"]
-    if address:
-        return address
-    models = await served_models()
-    if not models:
-        raise RequestError(503, ErrorCode.CONTROLLER_NO_WORKER, "no worker is alive")
-    message = f"model {model} is not served: {', '.join(models)}"
-    raise RequestError(404, ErrorCode.INVALID_MODEL, message)
+async def worker_for(model: str) -> Worker:
+    try:
+        return await app.state.workers.find(model)
+    except NoWorkerError as error:
+        if not error.models:
+            raise RequestError(503, ErrorCode.CONTROLLER_NO_WORKER, "no worker is alive") from None
+        message = f"model {model} is not served: {', '.join(sorted(error.models))}"
+        raise RequestError(404, ErrorCode.INVALID_MODEL, message) from None
 
 
 def check(request: ChatRequest | TextRequest) -> None:
@@ -127,6 +129,16 @@ def check(request: ChatRequest | TextRequest) -> None:
         raise RequestError(400, ErrorCode.PARAM_OUT_OF_RANGE, message)
 
 
+async def generate(worker: Worker, params: dict[str, Any]) -> dict[str, Any]:
+    workers = app.state.workers
+    with workers.busy_with_one_more(worker):
+        try:
+            return await post(f"{worker.address}/worker_generate", params)
+        except RequestError:
+            workers.avoid(worker)
+            raise
+
+
 async def complete(
     request: ChatRequest | TextRequest, source: dict[str, Any]
 ) -> list[dict[str, Any]]:
@@ -136,9 +148,7 @@ async def complete(
     seeds = [None if request.seed is None else request.seed + i for i in range(request.n or 1)]
 
     async def one(seed: int | None) -> dict[str, Any]:
-        output = await post(
-            f"{await worker_for(request.model)}/worker_generate", {**payload, "seed": seed}
-        )
+        output = await generate(await worker_for(request.model), {**payload, "seed": seed})
         code = output["error_code"]
         if code:
             user_fault = code in (ErrorCode.CONTEXT_OVERFLOW, ErrorCode.PARAM_OUT_OF_RANGE)
@@ -179,7 +189,7 @@ def completion_of(
 app.router.routes = [r for r in app.router.routes if getattr(r, "path", "") not in ROUTES]
 
 
-@app.post(ROUTES[0], dependencies=[Depends(fastchat_api.check_api_key)])
+@app.post(ROUTES[0])
 async def chat_completion(request: ChatRequest, http: Request) -> JSONResponse:
     check(request)
     messages = request.messages
@@ -191,7 +201,7 @@ async def chat_completion(request: ChatRequest, http: Request) -> JSONResponse:
     return completion_of("chat.completion", request.model, outputs, parts)
 
 
-@app.post(ROUTES[1], dependencies=[Depends(fastchat_api.check_api_key)])
+@app.post(ROUTES[1])
 async def completion(request: TextRequest, http: Request) -> JSONResponse:
     check(request)
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
@@ -202,9 +212,10 @@ async def completion(request: TextRequest, http: Request) -> JSONResponse:
     return completion_of("text_completion", request.model, outputs, parts)
 
 
-@app.get(ROUTES[2], dependencies=[Depends(fastchat_api.check_api_key)])
+@app.get(ROUTES[2])
 async def list_models() -> ModelList:
-    return ModelList(data=[ModelCard(id=name, root=name) for name in await served_models()])
+    models = sorted(await app.state.workers.models())
+    return ModelList(data=[ModelCard(id=name, root=name) for name in models])
 
 
 async def serve(host: str, port: int, key: str) -> None:
@@ -216,7 +227,7 @@ async def serve(host: str, port: int, key: str) -> None:
         headers=key_headers(key),
     )
     async with session:
-        app.state.session = session
+        app.state.session, app.state.workers = session, Workers(list_workers)
         config = uvicorn.Config(
             app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=STOP_S
         )
@@ -231,4 +242,4 @@ if __name__ == "__main__":
     parser.add_argument("--api_key_file", default="", help="holds the key that requests must have")
     args = parser.parse_args()
     fastchat_api.app_settings.controller_address = args.controller
-    asyncio.run(serve(args.host, args.port, read_key(args.api_key_file)))
+    uvloop.run(serve(args.host, args.port, read_key(args.api_key_file)))

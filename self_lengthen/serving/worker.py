@@ -18,6 +18,7 @@ from typing import Any
 
 import requests
 import uvicorn
+import uvloop
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastchat.constants import ErrorCode
@@ -269,4 +270,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(parse_args()))
+    uvloop.run(serve(parse_args()))

@@ -5,7 +5,6 @@
 The options of the method (instruct_count, seed, sampling ...) come from the run's run.json.
 """
 
-import asyncio
 import random
 import statistics
 import sys
@@ -17,6 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from self_lengthen.cli import Parser
 from self_lengthen.endpoint import NO_KEY, Endpoint, Sampling
@@ -133,7 +134,7 @@ def fan_out(
         finally:
             journal.close()
 
-    return asyncio.run(main()), time.monotonic() - started
+    return uvloop.run(main()), time.monotonic() - started
 
 
 def finish_fan_out(
