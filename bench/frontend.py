@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,13 +115,23 @@ def wait_until(happens, what: str) -> None:
         time.sleep(0.2)
 
 
-async def ask_for(url: str, in_flight: int, seconds: float) -> tuple[int, float]:
-    """Ask one server as the steps do; the requests that were answered, and CPU seconds."""
+@dataclass
+class Asked:
+    """By one client: requests in the time measured, all requests, CPU seconds for all."""
+
+    timed: int
+    all: int
+    cpu_s: float
+
+
+async def ask_for(url: str, in_flight: int, seconds: float) -> Asked:
+    """Ask one server as the steps do."""
     async with Endpoint(url) as endpoint:
+        started = time.process_time()
         await asyncio.gather(*(ask(endpoint, 0) for _ in range(in_flight)))  # connections
-        end, started = time.monotonic() + seconds, time.process_time()
-        done = await asyncio.gather(*(ask(endpoint, end) for _ in range(in_flight)))
-        return sum(done), time.process_time() - started
+        end = time.monotonic() + seconds
+        timed = sum(await asyncio.gather(*(ask(endpoint, end) for _ in range(in_flight))))
+        return Asked(timed, timed + in_flight, time.process_time() - started)
 
 
 async def ask(endpoint: Endpoint, end: float) -> int:
@@ -131,33 +142,27 @@ async def ask(endpoint: Endpoint, end: float) -> int:
     return done
 
 
-def client(url: str, in_flight: int, seconds: float, results) -> None:
-    results.put(uvloop.run(ask_for(url, in_flight, seconds)))
+def client(url: str, in_flight: int, seconds: float) -> Asked:
+    return uvloop.run(ask_for(url, in_flight, seconds))
 
 
 def through_all(workers: int, api_servers: int, in_flight: int, seconds: float) -> list[str]:
     """One row: a client process for each API server."""
     context = multiprocessing.get_context("spawn")
-    with front(workers, api_servers) as stack:
-        results = context.SimpleQueue()
-        clients = [
-            context.Process(target=client, args=(url, in_flight // api_servers, seconds, results))
-            for url in stack.urls
-        ]
+    each = in_flight // api_servers
+    with front(workers, api_servers) as stack, ProcessPoolExecutor(api_servers, context) as clients:
         before = {name: sum(map(cpu_seconds, pids)) for name, pids in stack.processes.items()}
-        for process in clients:
-            process.start()
-        counts = [results.get() for _ in clients]
+        asking = [clients.submit(client, url, each, seconds) for url in stack.urls]
+        asked = [future.result() for future in asking]
         spent = {
             name: sum(map(cpu_seconds, pids)) - before[name]
             for name, pids in stack.processes.items()
         }
-        for process in clients:
-            process.join()
-    requests = sum(done for done, _ in counts)
-    spent["client"] = sum(cpu for _, cpu in counts)
+    spent["client"] = sum(client.cpu_s for client in asked)
+    requests = sum(client.all for client in asked)
     milliseconds = [f"{1000 * spent[name] / requests:.2f}" for name in COLUMNS]
-    return [str(workers), str(api_servers), f"{requests / seconds:.0f}", *milliseconds]
+    rate = sum(client.timed for client in asked) / seconds
+    return [str(workers), str(api_servers), f"{rate:.0f}", *milliseconds]
 
 
 async def client_alone(in_flight: int, seconds: float) -> list[str]:
@@ -167,11 +172,12 @@ async def client_alone(in_flight: int, seconds: float) -> list[str]:
     server = context.Process(target=canned_server, args=(addresses,), daemon=True)
     server.start()
     try:
-        requests, cpu = await ask_for(f"{addresses.get()}/v1", in_flight, seconds)
+        asked = await ask_for(f"{addresses.get()}/v1", in_flight, seconds)
     finally:
         server.terminate()
         server.join()
-    return ["–", "–", f"{requests / seconds:.0f}", f"{1000 * cpu / requests:.2f}", "–", "–", "–"]
+    rate, milliseconds = asked.timed / seconds, 1000 * asked.cpu_s / asked.all
+    return ["–", "–", f"{rate:.0f}", f"{milliseconds:.2f}", "–", "–", "–"]
 
 
 def canned_server(addresses) -> None:

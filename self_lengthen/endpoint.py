@@ -27,11 +27,14 @@ from tenacity import (
 )
 
 from self_lengthen.family import NgramRule
+from self_lengthen.limits import allow_many_connections
+from self_lengthen.pace import Load
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 3 * 3600.0  # a 16k-token reply in a full batch takes many minutes
 CONNECT_TIMEOUT_S = 10.0
+LOAD_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 KEEP_IDLE_S = 4.0  # a connection; the server closes it after 5
 RETRY_DEADLINE_S = 300.0
 TELL_EVERY_S = 30.0
@@ -87,6 +90,7 @@ class Endpoint:
         self._urls = itertools.cycle(self.base_url.split(","))
 
     async def __aenter__(self) -> "Endpoint":
+        allow_many_connections()
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         self._session = aiohttp.ClientSession(
             timeout=timeout,
@@ -130,6 +134,15 @@ class Endpoint:
         if sampling.stop_repeat:
             request["stop_repeat"] = [asdict(rule) for rule in sampling.stop_repeat]
         return await self._ask(request)
+
+    async def load(self) -> Load | None:
+        """What the engines do at this moment; None from a server that does not tell."""
+        url = f"{next(self._urls)}/load"
+        try:
+            async with self._session.get(url, timeout=LOAD_TIMEOUT) as response:
+                return Load(**await response.json())
+        except (aiohttp.ClientError, TimeoutError, ValueError, TypeError):
+            return None
 
     async def _ask(self, request: dict[str, Any]) -> Reply:
         retrying = AsyncRetrying(

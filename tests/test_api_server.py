@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse
 
 from self_lengthen.endpoint import ContextOverflowError, Endpoint, EndpointError, Sampling
 from self_lengthen.owned import Owned
+from self_lengthen.pace import Load
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.plan import ServerOptions, plan_server
@@ -61,6 +62,7 @@ class Cluster:
     asked: list[dict[str, Any]] = field(default_factory=list)
     gone: list[dict[str, Any]] = field(default_factory=list)  # asked, then given up by the caller
     answer: Callable[[dict[str, Any]], Any] = lambda params: reply()
+    status: dict[str, Any] = field(default_factory=dict)
 
     def reset(self) -> None:
         self.models = {"base": self.worker_url, "generator-iter1": self.worker_url}
@@ -94,6 +96,10 @@ def controller_app(cluster: Cluster) -> FastAPI:
 
 def worker_app(cluster: Cluster) -> FastAPI:
     app = FastAPI()
+
+    @app.post("/worker_get_status")
+    async def status() -> dict[str, Any]:
+        return cluster.status
 
     @app.post("/worker_generate")
     async def generate(request: Request) -> JSONResponse:
@@ -313,6 +319,26 @@ class TestWhatComesBack:
     def test_the_list_of_models(self, client):
         listed = client.get("/v1/models").json()["data"]
         assert sorted(model["id"] for model in listed) == ["base", "generator-iter1"]
+
+
+class TestLoad:
+    BUSY = {"running": 6, "waiting": 0, "max_num_seqs": 8, "kv_tokens": 100, "kv_usage": 0.5}
+
+    @staticmethod
+    async def load(url: str) -> Load | None:
+        async with Endpoint(f"{url}/v1") as endpoint:
+            return await endpoint.load()
+
+    def test_our_own_client_learns_what_the_engines_do(self, running, cluster):
+        cluster.status = self.BUSY
+        assert asyncio.run(self.load(running[1])) == Load(1, 8, 6, 0, 0.25)
+
+    def test_a_worker_that_does_not_tell_or_is_gone_is_left_out(self, running, cluster):
+        cluster.status = {"queue_length": 3}
+        assert asyncio.run(self.load(running[1])) == Load(0, 0, 0, 0, 1.0)
+        cluster.models["base"] = "http://127.0.0.1:9"
+        cluster.status = self.BUSY
+        assert asyncio.run(self.load(running[1])) == Load(1, 8, 6, 0, 0.25)
 
 
 class TestRefusals:

@@ -117,6 +117,9 @@ class Engine:
         self.model = FakeModel(family, trouble=0.5)
         self.tokens = 0
 
+    async def load(self) -> None:
+        """It does not tell."""
+
     async def __aenter__(self) -> "Engine":
         return self
 

@@ -1,6 +1,7 @@
 """Claims about `self_lengthen.endpoint` against a scripted server on a real socket."""
 
 import asyncio
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -106,11 +107,32 @@ class TestRequest:
             assert len(ask(server.url, count=110, deadline_s=0)) == 110
         assert len(server.requests) == 110
 
+    def test_a_low_limit_of_open_files_is_raised(self):
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+        try:
+            with FakeServer() as server:
+                ask(server.url)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(before[1], 1024)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
     def test_a_proxy_of_the_environment_is_not_asked(self, monkeypatch):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, "http://127.0.0.1:9")
         with FakeServer() as server:
             assert ask(server.url, deadline_s=0)[0].text == "Done."
+
+
+class TestLoad:
+    def test_a_server_that_does_not_tell_its_load_is_no_error(self):
+        async def load(url: str) -> object:
+            async with Endpoint(url) as served:
+                return await served.load()
+
+        with FakeServer() as server:  # knows no GET
+            assert asyncio.run(load(server.url)) is None
+        assert asyncio.run(load("http://127.0.0.1:9/v1")) is None
 
 
 TRANSIENT = {

@@ -14,6 +14,7 @@ import json
 import time
 import uuid
 from collections.abc import Awaitable
+from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
 import aiohttp
@@ -33,10 +34,12 @@ from fastchat.protocol.openai_api_protocol import (
 from pydantic import BaseModel, Field
 
 from self_lengthen.cli import Parser
+from self_lengthen.limits import allow_many_connections
 from self_lengthen.repetition import REPETITION
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS, STOP_REPEAT
 from self_lengthen.serving.key import KeyRequired, key_headers, read_key
+from self_lengthen.serving.load import summed
 from self_lengthen.serving.workers import NoWorkerError, Worker, Workers
 
 WORKER_TIMEOUT_S = 3 * 3600  # a long reply in a full batch
@@ -218,7 +221,17 @@ async def list_models() -> ModelList:
     return ModelList(data=[ModelCard(id=name, root=name) for name in models])
 
 
+@app.get("/v1/load")
+async def load() -> dict[str, Any]:
+    """What all engines do at this moment: see pace.Load."""
+    await app.state.workers.models()
+    asked = [post(f"{w.address}/worker_get_status", {}) for w in app.state.workers.all()]
+    statuses = await asyncio.gather(*asked, return_exceptions=True)
+    return asdict(summed([s for s in statuses if isinstance(s, dict) and "max_num_seqs" in s]))
+
+
 async def serve(host: str, port: int, key: str) -> None:
+    allow_many_connections()
     if key:
         app.add_middleware(KeyRequired, key=key)
     session = aiohttp.ClientSession(

@@ -31,9 +31,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from self_lengthen.cli import Parser
+from self_lengthen.limits import allow_many_connections
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.key import KeyRequired, key_headers, read_key
+from self_lengthen.serving.load import EngineLoad
 from self_lengthen.serving.prompt import render_messages
 from self_lengthen.serving.reply import WATCHED_TOKENS, read_reply, text_watch
 
@@ -47,7 +49,7 @@ MOST_REQUESTS = 4096  # FastChat's own limit on a worker, out of the way: the en
 class LoraWorker(BaseModelWorker):
     """What FastChat's controller sees: the base model and the adapters as models of one worker."""
 
-    def __init__(self, args: argparse.Namespace, engine: AsyncLLM) -> None:
+    def __init__(self, args: argparse.Namespace, engine: AsyncLLM, load: EngineLoad) -> None:
         adapters = dict(adapter.split("=", 1) for adapter in args.adapter)
         address = f"http://{args.host}:{args.port}"
         names = [args.base_name, *adapters]
@@ -60,7 +62,7 @@ class LoraWorker(BaseModelWorker):
             MOST_REQUESTS,
             "raw",
         )
-        self.engine = engine
+        self.engine, self.load = engine, load
         self.tokenizer = engine.get_tokenizer()
         self.context_len = engine.model_config.max_model_len
         self.running = 0
@@ -74,6 +76,11 @@ class LoraWorker(BaseModelWorker):
 
     def get_queue_length(self) -> int:
         return self.running
+
+    def get_status(self) -> dict[str, Any]:
+        """FastChat's fields, `speed` being what is worked on at once, and the engine's load."""
+        status = {"model_names": self.model_names, "speed": self.load.capacity}
+        return {**status, "queue_length": self.running, **self.load.status(self.running)}
 
     def register_to_controller(self) -> None:
         """Raises requests.RequestException when the controller is not there for long."""
@@ -218,6 +225,8 @@ def lora_limits(args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def serve(args: argparse.Namespace) -> None:
+    allow_many_connections()
+    load = EngineLoad()
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=args.base_model,
@@ -228,9 +237,10 @@ async def serve(args: argparse.Namespace) -> None:
             seed=args.seed,
             **cpu_settings(args),
             **lora_limits(args),
-        )
+        ),
+        stat_loggers=[load.attach],
     )
-    worker = LoraWorker(args, engine)
+    worker = LoraWorker(args, engine, load)
     app = make_app(worker)
     if key := read_key(args.api_key_file):
         app.add_middleware(KeyRequired, key=key)

@@ -11,7 +11,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -97,7 +97,7 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
         "--base_url", default="", help="of the server, ends in /v1; or several: A,B"
     )
     parser.add_argument("--api_key_file", default="", help="holds the key that the server asks for")
-    parser.add_argument("--concurrency", type=int, default=64, help="units in flight")
+    parser.add_argument("--concurrency", type=int, default=0, help="units in flight; 0: by load")
     args = parser.parse_args()
     run = RunFolder(args.results)
     if run.options["family"] != family.name:
@@ -111,9 +111,15 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
 
 
 def fan_out(
-    step: StepRun, total: int, work: Callable[[Tally, int], Awaitable[Outcome]]
+    step: StepRun,
+    total: int,
+    work: Callable[[Tally, int], Awaitable[Outcome]],
+    order: Iterable[int] | None = None,
 ) -> tuple[Counts, float]:
-    """Do all units of a step against the server; their counts, and the seconds of this session."""
+    """Do all units of a step against the server, in `order`.
+
+    Returns their counts, and the seconds of this session.
+    """
     if not step.base_url:
         raise UserError(f"the step {step.name} asks a server: give --base_url=http://HOST:PORT/v1")
     started = time.monotonic()
@@ -127,10 +133,11 @@ def fan_out(
             journal,
             concurrency=step.concurrency,
             finish_ratio=step.options["finish_ratio"],
+            order=order,
         )
         try:
             async with Endpoint(step.base_url, step.api_key or NO_KEY) as endpoint:
-                return await engine.run(lambda unit: work(Tally(endpoint), unit))
+                return await engine.run(lambda unit: work(Tally(endpoint), unit), endpoint.load)
         finally:
             journal.close()
 
@@ -159,6 +166,7 @@ def finish_fan_out(
     }
     words = word_statistics(row["words"] for row in kept.rows())
     rows = compress(kept.rows(), keep)
+    sums["idle_share"] = counts.idle_share
     step.folder.finish(rows, summary(step, units, seconds, words=words, **sums))
 
 
