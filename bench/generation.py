@@ -4,7 +4,8 @@
 
 The same prompts and sampling through vLLM's offline LLM.generate, and through our client, API
 server, controller and worker; the base model and a LoRA adapter. Every reply has --tokens tokens
-(its end token is ignored). On the CPU, or on one GPU where there is one. Prints Markdown.
+(its end token is ignored); `watched` is with the worker looking for repetitions as it goes. On the
+CPU, or on one GPU where there is one. Prints Markdown.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from self_lengthen.cli import Parser, at_least
 from self_lengthen.devices import visible_gpus
 from self_lengthen.endpoint import Sampling
 from self_lengthen.errors import main_exit
+from self_lengthen.family import NgramRule
 from self_lengthen.files import read_rows
 from self_lengthen.runfolder import BASE_MODEL
 from self_lengthen.serving.plan import CPU_KV_CACHE_GIB, CPU_SEQUENCES, GPU_SEQUENCES
@@ -30,6 +32,7 @@ from self_lengthen.serving.plan import CPU_KV_CACHE_GIB, CPU_SEQUENCES, GPU_SEQU
 CONTEXT_TOKENS = 4096
 ADAPTER = "adapter"
 SAMPLING = Sampling()
+NEVER_BROKEN = (NgramRule("word", CONTEXT_TOKENS),)
 
 
 def prompts(count: int) -> list[str]:
@@ -73,10 +76,12 @@ def offline(counts: list[int], tokens: int, adapter: str) -> dict[int, float]:
     return rates
 
 
-async def online(base_url: str, model: str, counts: list[int], tokens: int) -> dict[int, float]:
-    """The same through the stack."""
+async def online(
+    base_url: str, model: str, counts: list[int], tokens: int, rules: tuple[NgramRule, ...] = ()
+) -> dict[int, float]:
+    """The same through the stack; with `rules` the worker watches every reply."""
     rates = {}
-    sampling = Sampling(max_tokens=tokens, stop=())
+    sampling = Sampling(max_tokens=tokens, stop=(), stop_repeat=rules)
     whole = {"ignore_eos": True}
     async with AskingEndpoint(base_url, lambda request: {**request, **whole}) as endpoint:
         for count in [counts[0], *counts]:
@@ -98,9 +103,12 @@ def compare(name: str, counts: list[int], tokens: int, adapter: str) -> None:
     with served(adapters, max_model_len=CONTEXT_TOKENS) as base_url:
         model = ADAPTER if adapter else BASE_MODEL
         through = uvloop.run(online(base_url, model, counts, tokens))
+        watched = uvloop.run(online(base_url, model, counts, tokens, NEVER_BROKEN))
     for count in counts:
-        pair = f"{rates[count]:.0f} | {through[count]:.0f} | {through[count] / rates[count]:.2f}"
-        print(f"| {name} | {count} | {pair} |", flush=True)
+        cells = [name, str(count), f"{rates[count]:.0f}"]
+        for way in (through, watched):
+            cells += [f"{way[count]:.0f}", f"{way[count] / rates[count]:.2f}"]
+        print("|", " | ".join(cells), "|", flush=True)
 
 
 def numbers(text: str) -> list[int]:
@@ -114,7 +122,8 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GIB)
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
-    print("| model | at once | offline, tok/s | stack, tok/s | ratio |\n|---|---:|---:|---:|---:|")
+    print("| model | at once | offline, tok/s | stack, tok/s | ratio | watched, tok/s | ratio |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         compare("base", args.at_once, args.tokens, "")
         compare("LoRA", args.at_once, args.tokens, str(make_adapter(Path(folder))))

@@ -170,7 +170,8 @@ def wait_for_port(url: str, server: Owned, log: Path) -> None:
 @pytest.fixture
 def cluster(running: tuple[Cluster, str]) -> Cluster:
     running[0].reset()
-    httpx.get(f"{running[1]}/v1/models", trust_env=False)  # it lists the workers anew
+    # It lists the workers anew.
+    httpx.get(f"{running[1]}/v1/models", timeout=DEADLINE_S, trust_env=False)
     return running[0]
 
 
