@@ -13,6 +13,7 @@ network. The store is for talk; truth is the files. A run of one node opens no p
 import datetime
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -25,7 +26,7 @@ from self_lengthen.files import Row
 from self_lengthen.node import Node
 
 BEAT_S = 1.0
-LOST_AFTER_S = 20.0  # without a new value; stopping takes a part of the minute that is promised
+LOST_AFTER_S = 30.0  # without a new value; stopping takes the rest of the minute that is promised
 STORE_TIMEOUT_S = 10.0
 LEAVE_S = 5.0  # for the others to read our last value
 POLL_S = 0.1
@@ -241,7 +242,7 @@ def _listen(node: Node, where: str) -> socket.socket:
         return socket.create_server((node.address, node.master_port))
     except OSError as error:
         raise UserError(
-            f"{where}: cannot listen there ({error.strerror}); give another MASTER_PORT"
+            f"{where}: cannot listen there ({os.strerror(error.errno)}); give another MASTER_PORT"
         ) from error
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,12 +27,25 @@ Row = dict[str, Any]
 def write_atomic(path: Path, text: str) -> None:
     """`path` holds `text`, or is as it was: never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
+    with _beside(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[IO[str]]:
+    """A file that becomes `path` when all is written and synced; else nothing is left of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException as error:
+        beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,15 +77,11 @@ def wait_for_file(path: Path, said_by: str, timeout_s: float = SHARED_DISK_S) ->
 def write_rows(path: Path, rows: Iterator[Row]) -> int:
     """Write rows as JSON lines, atomically and without holding them; the number of rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
-    with beside.open("w", encoding="utf-8") as file:
+    with _beside(path) as file:
         for row in rows:
             count += 1
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
     return count
 
 
@@ -125,16 +134,31 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # a line is with the system when it is appended
         if not lock_or_wait(self._file, WRITER_GONE_S):
             self._file.close()
             raise RunError(f"{path}: another process still writes it; stop that one first")
         _cut_torn_line(path)
+        self._end = path.stat().st_size
+        self._full: OSError | None = None
         self._synced = time.monotonic()
 
     def append(self, record: Row) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        """Raises OSError when the disk does not take the line; then nothing of it stays, nor can
+        another follow it."""
+        if self._full is not None:
+            raise self._full
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        try:
+            written = 0
+            while written < len(line):  # a disk that is almost full takes a part
+                written += self._file.write(line[written:])
+        except OSError as error:
+            error.filename, self._full = str(self.path), error
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            raise
+        self._end += len(line)
         if time.monotonic() - self._synced > SYNC_EVERY_S:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
@@ -143,7 +167,6 @@ class Journal:
         yield from read_rows(self.path)
 
     def close(self) -> None:
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from self_lengthen.errors import RunError, main_exit
 from self_lengthen.files import SHARED_DISK_S, Row
 from self_lengthen.follow import Follower
 from self_lengthen.model import local_base_model
-from self_lengthen.node import read_node
+from self_lengthen.node import hide_nodes, read_node
 from self_lengthen.options import REPO_ROOT, Plan, read_options
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import EXTENDED, FILTERED, INITIAL, INSTRUCTIONS, SFT, RunFolder
@@ -72,8 +72,13 @@ class Pipeline:
         self._key_file: Path | None = None
 
     def go(self) -> None:
-        if not self.plan.node.alone:
-            self._key_file = write_key(self.run.path)
+        with ExitStack() as stack:
+            if not self.plan.node.alone:
+                self._key_file = write_key(self.run.path)
+                stack.callback(self._key_file.unlink)
+            self._iterate_all()
+
+    def _iterate_all(self) -> None:
         for iteration in range(1, self.options["max_iter"] + 1):
             self._iterate(iteration)
             self._report()
@@ -228,6 +233,7 @@ def main() -> None:
 
         dry_run(Pipeline(plan))
         return
+    hide_nodes()
     plan.options["base_model"] = local_base_model(plan.options["base_model"])
     signal.signal(signal.SIGTERM, _interrupt)
     with Cluster(node, plan.options["rendezvous_timeout_s"]) as cluster:

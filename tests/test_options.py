@@ -7,7 +7,7 @@ a stand-in of the pipeline. Some rows go through `bash run.sh` in a process of i
 import json
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,15 +49,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "single.jsonl").write_text('{"prompt": "first"}\n{"prompt": "first"}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def taken() -> Iterator[int]:
-    """A port that somebody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield listener.getsockname()[1]
 
 
 @pytest.fixture

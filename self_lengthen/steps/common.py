@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from self_lengthen.cli import Parser
+from self_lengthen.cli import Parser, at_least
 from self_lengthen.endpoint import NO_KEY, Endpoint, Sampling
 from self_lengthen.errors import UserError, main_exit
 from self_lengthen.family import ModelFamily
@@ -92,12 +92,16 @@ def run_step(name: str, family: ModelFamily, make: Callable[[StepRun], None]) ->
 def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> None:
     parser = Parser(description=make.__doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--iteration", type=int, required=True, help="macro-iteration, from 1")
+    parser.add_argument(
+        "--iteration", type=at_least(1), required=True, help="macro-iteration, from 1"
+    )
     parser.add_argument(
         "--base_url", default="", help="of the server, ends in /v1; or several: A,B"
     )
     parser.add_argument("--api_key_file", default="", help="holds the key that the server asks for")
-    parser.add_argument("--concurrency", type=int, default=0, help="units in flight; 0: by load")
+    parser.add_argument(
+        "--concurrency", type=at_least(0), default=0, help="units in flight; 0: by load"
+    )
     args = parser.parse_args()
     run = RunFolder(args.results)
     if run.options["family"] != family.name:
