@@ -1,19 +1,23 @@
 """What an accepted word of steps 1 and 2 costs: with and without early stop, 32 in flight and ours.
 
-    python bench/pipeline.py [--instructions=16] [--max_tokens=1024]
+    python bench/pipeline.py [--instructions=16] [--max_tokens=1024] [--virtual]
 
 The real steps on the real server with the bundled model. The workload: for a third of the requests
 (by their seed) the end token, the stop strings and the repetition penalty are taken away, so that
 the text goes on to --max_tokens and repeats itself, as a degenerate text of a real model does.
+With --virtual no server runs: an engine of known speed in virtual time, see bench/virtual.py.
 Prints Markdown; works in a temporary folder.
 """
 
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from stack import MODEL, AskingEndpoint, served
+from virtual import VirtualEngine, run_virtually
 
 from self_lengthen.cli import Parser, at_least
 from self_lengthen.errors import main_exit
@@ -52,10 +56,13 @@ def make_run(folder: Path, instructions: int, max_tokens: int, early_stop: str) 
 
 
 def measure(run: RunFolder, base_url: str, concurrency: int) -> dict[str, Any]:
-    started = time.monotonic()
+    started, engines = time.monotonic(), []
+    if not base_url:
+        common.Endpoint = lambda *_: engines.append(VirtualEngine()) or engines[-1]
     for module in STEPS:
-        module.make(common.StepRun(module.STEP, FAMILY, run, 1, base_url, concurrency))
-    seconds = time.monotonic() - started
+        step = common.StepRun(module.STEP, FAMILY, run, 1, base_url or "virtual", concurrency)
+        module.make(step)
+    seconds = sum(e.seconds for e in engines) if engines else time.monotonic() - started
     summaries = [read_json(run.step(1, name).path / "summary.json") for name in (INITIAL, EXTENDED)]
     rows = list(read_rows(run.step(1, EXTENDED).data))
     tokens = sum(summary["tokens"]["completion"] for summary in summaries)
@@ -82,12 +89,16 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--instructions", type=at_least(1), default=16)
     parser.add_argument("--max_tokens", type=at_least(1), default=1024)
+    parser.add_argument("--virtual", action="store_true", help="no server: an engine on paper")
     args = parser.parse_args()
     common.Endpoint = lambda url, *_: AskingEndpoint(url, degenerate)
+    if args.virtual:
+        common.uvloop = SimpleNamespace(run=run_virtually)
     print("| early stop | in flight | accepted texts | their words | attempts that repeat", end="")
     print(" | tokens a word | ratio | words/s | ratio | engine idle, step 1 and 2 |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---|")
-    with served({}) as base_url, tempfile.TemporaryDirectory() as folder:
+    server = nullcontext("") if args.virtual else served({})
+    with server as base_url, tempfile.TemporaryDirectory() as folder:
         first = None
         for early_stop, in_flight in CONFIGURATIONS:
             path = Path(folder) / f"{early_stop}-{in_flight}"

@@ -39,7 +39,10 @@ KEEP_IDLE_S = 4.0  # a connection; the server closes it after 5
 RETRY_DEADLINE_S = 300.0
 TELL_EVERY_S = 30.0
 NO_KEY = "none"  # on loopback nobody looks at it
-FASTCHAT_CONTEXT_OVERFLOW = 40303  # fastchat.constants.ErrorCode
+# How servers say that a prompt is too long: FastChat (fastchat.constants.ErrorCode), OpenAI; vLLM's
+# own server says it in words alone.
+CONTEXT_OVERFLOW_CODES = ("40303", "context_length_exceeded")
+CONTEXT_OVERFLOW_WORDS = "maximum context length"
 TOO_MANY_REQUESTS, SERVER_ERROR = 429, 500
 
 # Where a reply ends besides the end token; paper's release.
@@ -60,12 +63,16 @@ class PassingError(EndpointError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling of every call; the defaults are the paper's release's."""
+    """Sampling of every call; the defaults are the paper's release's.
 
-    temperature: float = 0.7
-    top_p: float = 0.8
-    top_k: int = 20
-    repetition_penalty: float = 1.1
+    None is not sent and leaves the choice to the server. Foreign servers refuse fields that they do
+    not know: top_k and repetition_penalty are vLLM's.
+    """
+
+    temperature: float | None = 0.7
+    top_p: float | None = 0.8
+    top_k: int | None = 20
+    repetition_penalty: float | None = 1.1
     max_tokens: int = 16384
     stop: tuple[str, ...] = STOP_STRINGS
     stop_repeat: tuple[NgramRule, ...] = ()  # stop where the text breaks one: REPETITION
@@ -115,25 +122,23 @@ class Endpoint:
         Raises EndpointError after the last retry, ContextOverflowError for too long a prompt.
         """
         messages = [{"role": "user", "content": user}]
-        if opened_with:
-            messages.append({"role": "assistant", "content": opened_with})
         request = {
             "model": model,
             "messages": messages,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
-            "stop": list(sampling.stop),
+            "stop": list(sampling.stop) or None,
             "seed": seed,
             "top_k": sampling.top_k,
             "repetition_penalty": sampling.repetition_penalty,
-            # vLLM's names for "the last message is the opening of the reply"
-            "continue_final_message": bool(opened_with),
-            "add_generation_prompt": not opened_with,
+            "stop_repeat": [asdict(rule) for rule in sampling.stop_repeat] or None,
         }
-        if sampling.stop_repeat:
-            request["stop_repeat"] = [asdict(rule) for rule in sampling.stop_repeat]
-        return await self._ask(request)
+        if opened_with:
+            messages.append({"role": "assistant", "content": opened_with})
+            # vLLM's names for "the last message is the opening of the reply"
+            request |= {"continue_final_message": True, "add_generation_prompt": False}
+        return await self._ask({name: v for name, v in request.items() if v is not None})
 
     async def load(self) -> Load | None:
         """What the engines do at this moment; None from a server that does not tell."""
@@ -197,13 +202,14 @@ def _after_first_failure(seconds: float) -> Callable[[RetryCallState], bool]:
 def _failure(url: str, status: int, body: bytes) -> EndpointError:
     try:
         told = json.loads(body)
+        told = told.get("error", told)  # OpenAI's body; FastChat's has no such level
         message, code = told.get("message"), told.get("code")
     except (ValueError, AttributeError):
         message = code = None
     line = f"HTTP {status} from {url}: {message or body[:200].decode(errors='replace')}"
     if status == TOO_MANY_REQUESTS or status >= SERVER_ERROR:
         return PassingError(line)
-    overflow = code in (FASTCHAT_CONTEXT_OVERFLOW, str(FASTCHAT_CONTEXT_OVERFLOW))
+    overflow = str(code) in CONTEXT_OVERFLOW_CODES or CONTEXT_OVERFLOW_WORDS in line
     return ContextOverflowError(line) if overflow else EndpointError(line)
 
 

@@ -59,9 +59,14 @@ class TestRequest:
             "max_tokens": 16384,
             "seed": 123,
             "stop": ["<|eot_id|>", "<|im_end|>", "\n\n---", "\n---", "---", "\n\n\n"],
-            "continue_final_message": False,
-            "add_generation_prompt": True,
         }
+
+    def test_what_is_left_to_the_server_is_not_sent(self):
+        foreign = Sampling(None, None, None, None, stop=())
+        with FakeServer() as server:
+            ask(server.url, sampling=foreign)
+        body = server.requests[0].body
+        assert body.keys() == {"model", "messages", "max_tokens", "seed"}
 
     def test_rules_at_which_to_stop_are_an_extension_of_the_request(self):
         rules = (NgramRule("char", 13), NgramRule("word", 10))
@@ -214,12 +219,28 @@ class TestRetries:
         assert server.url in str(refusal.value)
         assert not isinstance(refusal.value, ContextOverflowError)
 
-    @pytest.mark.parametrize("code", [OVERFLOW, str(OVERFLOW)])
-    def test_a_full_context_has_its_own_error_and_is_not_tried_again(self, code):
-        with FakeServer([Turn(400, body=error(code, "4097 tokens"))]) as server:
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            (OVERFLOW, "4097 tokens"),
+            (str(OVERFLOW), "4097 tokens"),
+            ("context_length_exceeded", "4097 tokens"),
+            (400, "This model's maximum context length is 4096 tokens, not 4097 tokens."),
+        ],
+    )
+    def test_a_full_context_has_its_own_error_and_is_not_tried_again(self, code, message):
+        with FakeServer([Turn(400, body=error(code, message))]) as server:
             with pytest.raises(ContextOverflowError, match="4097 tokens"):
                 ask(server.url)
             assert len(server.requests) == 1
+
+    def test_a_refusal_as_openai_writes_it_is_read_too(self):
+        body = {"error": {"message": "too long", "code": "context_length_exceeded"}}
+        with (
+            FakeServer([Turn(400, body=body)]) as server,
+            pytest.raises(ContextOverflowError, match="HTTP 400 .*: too long"),
+        ):
+            ask(server.url)
 
     @pytest.mark.parametrize("turn", TRANSIENT.values(), ids=TRANSIENT)
     def test_the_client_does_not_retry_by_itself(self, turn):
