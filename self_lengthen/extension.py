@@ -4,17 +4,19 @@ One attempt is three micro-rounds from inputs = best = initial. A micro-round ex
 of the text (stage 1), keeps two thirds of what came back as a prefix, and has the Extender go on
 from that prefix over the whole text (stage 2). The prefix shows stage 2 how much to expand; the cut
 third avoids an abrupt ending. A round whose text fails the check, or is no longer than the best, is
-void.
+void. Stage 2 may be stopped at its first repetition, and is left out when its prefix repeats; stage
+1 may not, for its last third is cut away before anything is checked.
 """
 
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from self_lengthen.endpoint import ContextOverflowError, Reply, Sampling
-from self_lengthen.family import ModelFamily
+from self_lengthen.family import ModelFamily, NgramRule
 from self_lengthen.filters import Reason, check_response
+from self_lengthen.repetition import TextWatch
 from self_lengthen.text import count_words, former_half, join_continuation, keep_prefix
 
 MICRO_ROUNDS = 3  # paper's release; --micro_rounds
@@ -66,6 +68,7 @@ async def extend_once(
     """
     best = initial
     rounds = []
+    expanding = replace(sampling, stop_repeat=())
     for number in range(1, micro_rounds + 1):
 
         async def extend(
@@ -73,9 +76,10 @@ async def extend_once(
         ) -> Reply:
             prompt = family.extend_prompt(instruction, draft)
             seed = seed_of(f"round{number}-stage{stage}")
-            return await chat.chat(model, prompt, sampling, seed=seed, opened_with=opened_with)
+            sampling_ = expanding if stage == 1 else sampling
+            return await chat.chat(model, prompt, sampling_, seed=seed, opened_with=opened_with)
 
-        text, round_ = await _micro_round(extend, family, best)
+        text, round_ = await _micro_round(extend, family, best, sampling.stop_repeat)
         rounds.append(round_)
         if round_.reason is None:
             best = text
@@ -84,12 +88,16 @@ async def extend_once(
     return Extension(best, _why_not(rounds), rounds)
 
 
-async def _micro_round(extend: Callable, family: ModelFamily, best: str) -> tuple[str, Round]:
+async def _micro_round(
+    extend: Callable, family: ModelFamily, best: str, stop_repeat: Sequence[NgramRule]
+) -> tuple[str, Round]:
     try:
         prefix = ""
         former = former_half(best)
         if former:  # a text of one block has no first half to expand
             prefix = keep_prefix((await extend(former, 1)).text)
+            if TextWatch(stop_repeat, prefix).repeated:
+                return best, Round(count_words(prefix), Reason.REPETITION, None)
         reply = await extend(best, 2, prefix)
     except ContextOverflowError:
         return best, Round(0, Reason.CONTEXT, None)

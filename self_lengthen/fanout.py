@@ -4,13 +4,14 @@ A unit is a number from 0 to total - 1; `work(unit)` returns an `Outcome`, which
 journal. Units that the journal holds are not done again. A unit whose requests fail for good is
 counted and left out of the journal, so that the next run tries it again; failures without a success
 between them stop the run early and show the first real error. Memory does not grow with the units.
+How many are in flight follows the load of the server, or is as given.
 """
 
 import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,13 @@ from self_lengthen.endpoint import EndpointError, Reply, Sampling
 from self_lengthen.errors import RunError
 from self_lengthen.extension import Chat
 from self_lengthen.files import Journal, Row
+from self_lengthen.pace import PACE_S, START, Load, full_target, next_target
 from self_lengthen.progress import Progress
 
 STOP_AFTER_FAILURES = 8  # in a row: the server is gone or refuses everything
 MOST_FAILED = 0.05  # share of units; more is no accident, and the step does not count as complete
+
+TellLoad = Callable[[], Awaitable[Load | None]]
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ class Counts:
     finished: int
     failed: int = 0
     cut: int = 0
+    idle_share: float | None = None  # of the engines, while this ran; None: they did not tell
 
 
 class FanOut:
@@ -90,51 +95,90 @@ class FanOut:
         *,
         concurrency: int,
         finish_ratio: float = 1.0,
+        order: Iterable[int] | None = None,
     ) -> None:
-        self.journal, self.concurrency = journal, concurrency
+        """`concurrency`: units in flight; 0: as the server's load allows. `order`: of the units."""
+        self.journal, self.adapts = journal, concurrency == 0
+        self.target = concurrency or START
         self._finished = bytearray(total)
         for record in journal.records():
             self._finished[record["unit"]] = 1
         self.counts = Counts(total, sum(self._finished))
         self._enough = math.ceil(finish_ratio * total)
-        self._pending = self._unfinished()
+        units = range(total) if order is None else order
+        self._pending = (unit for unit in units if not self._finished[unit])
+        self._pullers: set[asyncio.Task] = set()
+        self._idle: list[float] = []
         self._progress = Progress(name, total, self.counts.finished)
         self._failures_in_a_row = 0
         self._first_error: EndpointError | None = None
 
-    def _unfinished(self) -> Iterator[int]:
-        return (unit for unit in range(len(self._finished)) if not self._finished[unit])
-
-    async def run(self, work: Callable[[int], Awaitable[Outcome]]) -> Counts:
+    async def run(
+        self, work: Callable[[int], Awaitable[Outcome]], tell_load: TellLoad | None = None
+    ) -> Counts:
         """Raises RunError when the server fails systematically."""
-        tasks = [asyncio.create_task(self._pull(work)) for _ in range(self.concurrency)]
+        self._work, self._over = work, asyncio.get_running_loop().create_future()
+        pacing = [asyncio.create_task(self._keep_pace(tell_load))] if tell_load else []
+        self._start_pullers()
         try:
-            for finished in asyncio.as_completed(tasks):
-                await finished
-                if self._cut_now():
-                    break
+            await self._over
         finally:
+            tasks = [*pacing, *self._pullers]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._progress.close()
         self.counts.cut = self.counts.total - self.counts.finished - self.counts.failed
+        if self._idle:
+            self.counts.idle_share = round(sum(self._idle) / len(self._idle), 3)
         self._judge_failures()
         return self.counts
 
-    async def _pull(self, work: Callable[[int], Awaitable[Outcome]]) -> None:
+    def _start_pullers(self) -> None:
+        for _ in range(self.target - len(self._pullers)):
+            puller = asyncio.create_task(self._pull())
+            self._pullers.add(puller)
+            puller.add_done_callback(self._ended)
+
+    def _ended(self, puller: asyncio.Task) -> None:
+        self._pullers.discard(puller)
+        if puller.cancelled() or self._over.done():
+            return
+        if error := puller.exception():
+            self._over.set_exception(error)
+        elif not self._pullers or self._cut_now():
+            self._over.set_result(None)
+
+    async def _pull(self) -> None:
         for unit in self._pending:
             if self._cut_now():
                 return
             try:
-                outcome = await work(unit)
+                outcome = await self._work(unit)
             except EndpointError as error:
                 self._failed(error)
-                continue
-            self.journal.append(outcome.record(unit))
-            self._failures_in_a_row = 0
-            self.counts.finished += 1
-            self._progress.advance(outcome.row is not None)
+            else:
+                self._finish(unit, outcome)
+            if len(self._pullers) > self.target:
+                self._pullers.discard(asyncio.current_task())  # at once: others look as well
+                return
+
+    def _finish(self, unit: int, outcome: Outcome) -> None:
+        self.journal.append(outcome.record(unit))
+        self._failures_in_a_row = 0
+        self.counts.finished += 1
+        self._progress.advance(outcome.row is not None)
+
+    async def _keep_pace(self, tell_load: TellLoad) -> None:
+        """Look at the engines' load every PACE_S seconds, and follow it where that is asked for."""
+        load = await tell_load()
+        while True:
+            if load and self.adapts:
+                self.target = next_target(self.target, load) if self._idle else full_target(load)
+                self._start_pullers()
+            await asyncio.sleep(PACE_S)
+            if load := await tell_load():
+                self._idle.append(load.idle_share)
 
     def _cut_now(self) -> bool:
         return self.counts.finished >= self._enough

@@ -4,7 +4,6 @@ Pure logic: nothing here reads, writes or asks a model. What differs between mod
 as a `ModelFamily`, luck as a `random.Random`.
 
     check_response(family, text, finish_reason) -> Reason | None
-    NgramWatch(rule).feed(piece)    the repetition check while a text still streams in
     drop_short(lengths, rng)        the paper's step 3: mostly the longer texts stay
     read_judge(family, reply)       yes, no or unclear
     instruction_key(text)           equal for instructions that are the same
@@ -13,14 +12,14 @@ as a `ModelFamily`, luck as a `random.Random`.
 import random
 import re
 import unicodedata
-from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cache
 
-from self_lengthen.family import ModelFamily, NgramRule
-from self_lengthen.text import char_units, word_units
+import numpy as np
+
+from self_lengthen.family import ModelFamily
+from self_lengthen.repetition import REPETITION, has_repeat
 
 
 class Reason(StrEnum):
@@ -30,7 +29,7 @@ class Reason(StrEnum):
     TRUNCATED = "truncated"  # cut by max_tokens or the context's end
     ENDING = "ending"  # does not end like a finished text
     SELF_TALK = "self_talk"  # the model talks about its own rewriting
-    REPETITION = "repetition"
+    REPETITION = "repetition"  # also a finish_reason: of a reply that was stopped there
     NOT_LONGER = "not_longer"
     CONTEXT = "context"  # the prompt leaves no room in the model's context
     JUDGE_NO = "judge_no"
@@ -43,29 +42,25 @@ class Reason(StrEnum):
 
 MIN_ROWS_TO_DROP = 5  # ranks among fewer rows say nothing about length: keep them all
 
-# {unit: (splitter, all of a piece that no later piece can change, what keeps joined units apart)}
-# Runs of ASCII are never neighbours, so that joined "char" units need nothing between them.
-_UNITS = {
-    "char": (char_units, re.compile(r".*[^\x00-\x7f]", re.DOTALL), ""),
-    "word": (word_units, re.compile(r".*\s", re.DOTALL), " "),
-}
-
 
 def check_response(family: ModelFamily, text: str, finish_reason: str | None) -> Reason | None:
     """Why this answer is dropped, None to keep it. The cheap checks come first.
 
-    `finish_reason` is the server's: "length" means cut off, anything else means finished.
+    `finish_reason` is the server's: "length" means cut off by the limit of tokens, REPETITION
+    stopped at the first repeat; anything else means finished.
     """
     stripped = text.strip()
     if not stripped:
         return Reason.EMPTY
     if finish_reason == "length":
         return Reason.TRUNCATED
+    if finish_reason == REPETITION:
+        return Reason.REPETITION
     if stripped[-1] not in family.endings:
         return Reason.ENDING
     if has_self_talk(family, stripped):
         return Reason.SELF_TALK
-    if has_repeat(family, text):  # as it came, as a watch on the stream reads it
+    if has_repeat(family.ngram_rules, stripped):
         return Reason.REPETITION
     return None
 
@@ -88,55 +83,6 @@ def _whole_words(words: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})s?\b", re.IGNORECASE)
 
 
-def has_repeat(family: ModelFamily, text: str) -> bool:
-    """Whether `text` breaks one of the family's n-gram rules."""
-    watches = (NgramWatch(rule) for rule in family.ngram_rules)
-    return any(watch.feed(text) or watch.close() for watch in watches)
-
-
-class NgramWatch:
-    """One n-gram rule over a text that arrives in pieces. Exact, whatever the pieces are.
-
-    Once a repeat is seen every later answer is True too.
-    """
-
-    def __init__(self, rule: NgramRule) -> None:
-        self._split, self._settled, self._glue = _UNITS[rule.unit]
-        self._window: deque[str] = deque(maxlen=rule.n)
-        self._seen: set[str] = set()
-        self._open: list[str] = []  # pieces of a last unit that may still grow
-        self._repeated = False
-
-    def feed(self, text_piece: str) -> bool:
-        """Read on; True once a window of n completed units has occurred twice."""
-        if self._repeated:
-            return True
-        settled = self._settled.match(text_piece)
-        if settled is None:
-            self._open.append(text_piece)
-            return False
-        completed = "".join(self._open) + settled[0]
-        self._open = [text_piece[settled.end() :]]
-        return self._count(completed)
-
-    def close(self) -> bool:
-        """The text has ended: its last unit counts too. Feed no more after this."""
-        completed, self._open = "".join(self._open), []
-        return self._repeated or self._count(completed)
-
-    def _count(self, completed: str) -> bool:
-        window, seen = self._window, self._seen
-        for unit in self._split(completed):
-            window.append(unit)
-            if len(window) == window.maxlen:
-                ngram = self._glue.join(window)
-                if ngram in seen:
-                    self._repeated = True
-                    break
-                seen.add(ngram)
-        return self._repeated
-
-
 def keep_probabilities(lengths: Sequence[int]) -> list[float]:
     """For each row of `drop_short` the probability that it stays: max(0, 1 - 2 rank^3).
 
@@ -144,13 +90,11 @@ def keep_probabilities(lengths: Sequence[int]) -> list[float]:
     shortest 1); rows of equal length share their middle index. On average 59.5 % stay:
     the integral from 0 to 1 is 0.75 x 0.5^(1/3). Source: the paper's release. O(n log n).
     """
-    ascending = sorted(lengths)
-
-    def rank(length: int) -> float:
-        first, last = bisect_left(ascending, length), bisect_right(ascending, length) - 1
-        return 1 - (first + last) / (2 * len(ascending))
-
-    return [max(0.0, 1 - 2 * rank(length) ** 3) for length in lengths]
+    ascending = np.sort(lengths)
+    first = np.searchsorted(ascending, lengths, "left")
+    last = np.searchsorted(ascending, lengths, "right") - 1
+    rank = 1 - (first + last) / (2 * len(ascending))
+    return np.maximum(0.0, 1 - 2 * rank**3).tolist()
 
 
 def drop_short(lengths: Sequence[int], rng: random.Random) -> list[bool]:

@@ -35,15 +35,12 @@ DEMO = {
     "device_batch": 4,
     "cutoff_len": 4096,
     "finish_ratio": 0.9,  # a text that never ends is tried 20 times: do not wait for the last few
-    "concurrency": 128,
 }
-
-UNITS_PER_WORKER = 128  # in flight; half of what the engine holds in one batch at most
 
 # Options that the data of a run do not depend on: they may change when a run is continued.
 FREE_TO_CHANGE = {
     *("concurrency", "tensor_parallel", "gpus", "port", "controller_port", "worker_port"),
-    *("server_timeout_s", "training_timeout_s", "side_by_side", "max_iter"),
+    *("early_stop", "server_timeout_s", "training_timeout_s", "side_by_side", "max_iter"),
     *("rendezvous_timeout_s", "device_batch"),  # the global batch is what the weights depend on
 }
 
@@ -95,7 +92,13 @@ def parser() -> Parser:
     add("--max_tokens", type=at_least(1), help="of a reply (default 16384)")
     add("--micro_rounds", type=at_least(1), help=f"of an extension (default {MICRO_ROUNDS})")
     add("--finish_ratio", type=share, help="end a step at this share of its units (default 1)")
-    add("--concurrency", type=at_least(1), help="units in flight (default 128 a worker)")
+    add(
+        "--early_stop",
+        choices=("yes", "no"),
+        default="yes",
+        help="stop a text where it repeats itself; the same texts are accepted (default yes)",
+    )
+    add("--concurrency", type=at_least(0), default=0, help="units in flight; 0: by load")
     serving = parser.add_argument_group("serving")
     add = serving.add_argument
     add("--tensor_parallel", type=at_least(0), default=0, help="GPUs a worker; 0: by memory")
@@ -173,7 +176,6 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
         "max_iter": given.get("max_iter", 3),
         "finish_ratio": given.get("finish_ratio", 1.0),
         "micro_rounds": given.get("micro_rounds", MICRO_ROUNDS),
-        "concurrency": given.get("concurrency", UNITS_PER_WORKER * len(groups) * node.size),
         "tensor_parallel": tensor_parallel,
         "max_model_len": served_context(given["max_model_len"], model),
         **{field.name: getattr(values, field.name) for field in fields(values)},

@@ -225,14 +225,17 @@ def token_table(iterations: Sequence[Iteration]) -> str:
     for it in iterations:
         spent = {step: s["tokens"] for step, s in it.summaries.items() if "tokens" in s}
         tokens = {step: (t["prompt"], t["completion"]) for step, t in spent.items()}
-        rows += [[it.number, step, *pair, None, None] for step, pair in tokens.items()]
+        for step, pair in tokens.items():
+            idle = it.summaries[step].get("idle_share")
+            idle_text = None if idle is None else percent(idle)
+            rows.append([it.number, step, *pair, None, None, idle_text])
         if "extended" in it.words:
             prompt, completion = map(sum, zip(*tokens.values(), strict=True))
             words = it.words["extended"].sum()
             per_word = f"{completion / words:.2f}", f"{(prompt + completion) / words:.2f}"
-            rows.append([it.number, "all of these", prompt, completion, *per_word])
-    header = "iteration | step | prompt | completion"
-    return table(f"{header} | completion per extended word | all per extended word", rows)
+            rows.append([it.number, "all of these", prompt, completion, *per_word, None])
+    header = "iteration | step | prompt | completion | completion per extended word"
+    return table(f"{header} | all per extended word | engine idle", rows)
 
 
 def loss_table(iterations: Sequence[Iteration]) -> str:

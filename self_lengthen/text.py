@@ -17,7 +17,6 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 FEW_BLOCKS = 2  # paper's release: with no more blocks than these, newlines are tried instead
 
 _CHAR_UNIT = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]")
-_WORD_UNIT = re.compile(r"\S+")
 
 _HEADING = re.compile(r"#{1,6} ")
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
@@ -106,9 +105,9 @@ def _is_chinese_seam(last: str, first: str) -> bool:
 
 def char_units(text: str) -> Iterator[str]:
     """Each non-ASCII character by itself, runs of ASCII (white space too) as one unit."""
-    return (match[0] for match in _CHAR_UNIT.finditer(text))
+    return iter(_CHAR_UNIT.findall(text))
 
 
 def word_units(text: str) -> Iterator[str]:
     """What white space separates."""
-    return (match[0] for match in _WORD_UNIT.finditer(text))
+    return iter(text.split())

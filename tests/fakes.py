@@ -82,6 +82,9 @@ class FakeChat:
         self.replies.append(reply)
         return reply
 
+    async def load(self) -> None:
+        """It has no engine to tell of."""
+
     async def __aenter__(self) -> "FakeChat":
         return self
 

@@ -21,9 +21,11 @@ from fastapi.responses import JSONResponse
 
 from self_lengthen.endpoint import ContextOverflowError, Endpoint, EndpointError, Sampling
 from self_lengthen.owned import Owned
+from self_lengthen.pace import Load
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.plan import ServerOptions, plan_server
+from self_lengthen.serving.workers import RENEW_S
 
 DEADLINE_S = 20
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -56,14 +58,15 @@ class Cluster:
 
     worker_url: str = ""
     models: dict[str, str] = field(default_factory=dict)  # name -> address of its worker
-    looked_up: list[str] = field(default_factory=list)
+    lists: int = 0  # how often the controller was asked for its workers
     asked: list[dict[str, Any]] = field(default_factory=list)
     gone: list[dict[str, Any]] = field(default_factory=list)  # asked, then given up by the caller
     answer: Callable[[dict[str, Any]], Any] = lambda params: reply()
+    status: dict[str, Any] = field(default_factory=dict)
 
     def reset(self) -> None:
         self.models = {"base": self.worker_url, "generator-iter1": self.worker_url}
-        self.looked_up, self.asked, self.gone = [], [], []
+        self.lists, self.asked, self.gone = 0, [], []
         self.answer = lambda params: reply()
 
 
@@ -75,15 +78,14 @@ def reply(text: str = "Once.", **changes: Any) -> dict[str, Any]:
 def controller_app(cluster: Cluster) -> FastAPI:
     app = FastAPI()
 
-    @app.post("/get_worker_address")
-    async def address(request: Request) -> dict[str, str]:
-        model = (await request.json())["model"]
-        cluster.looked_up.append(model)
-        return {"address": cluster.models.get(model, "")}
-
-    @app.post("/list_models")
-    async def models() -> dict[str, list[str]]:
-        return {"models": list(cluster.models)}
+    @app.post("/list_workers")
+    async def workers() -> dict[str, Any]:
+        cluster.lists += 1
+        served: dict[str, list[str]] = {}
+        for model, address in cluster.models.items():
+            served.setdefault(address, []).append(model)
+        rows = [{"address": a, "models": names, "capacity": 8} for a, names in served.items()]
+        return {"workers": rows}
 
     @app.post("/refresh_all_workers")
     async def refresh() -> None:
@@ -94,6 +96,10 @@ def controller_app(cluster: Cluster) -> FastAPI:
 
 def worker_app(cluster: Cluster) -> FastAPI:
     app = FastAPI()
+
+    @app.post("/worker_get_status")
+    async def status() -> dict[str, Any]:
+        return cluster.status
 
     @app.post("/worker_generate")
     async def generate(request: Request) -> JSONResponse:
@@ -164,6 +170,8 @@ def wait_for_port(url: str, server: Owned, log: Path) -> None:
 @pytest.fixture
 def cluster(running: tuple[Cluster, str]) -> Cluster:
     running[0].reset()
+    # It lists the workers anew.
+    httpx.get(f"{running[1]}/v1/models", timeout=DEADLINE_S, trust_env=False)
     return running[0]
 
 
@@ -205,6 +213,11 @@ class TestWhatReachesTheWorker:
         assert {name for name in FIELDS if asked[name] is not None} == fastchats
         assert asked["max_tokens"] is None
 
+    def test_the_rules_at_which_to_stop(self, client, cluster, route):
+        rules = [{"unit": "char", "n": 13}, {"unit": "word", "n": 10}]
+        assert ask(client, route, stop_repeat=rules).status_code == 200
+        assert cluster.asked[0]["stop_repeat"] == rules
+
     def test_messages_as_they_are(self, client, cluster):
         messages = [
             {"role": "system", "content": "  你写得很长。\n"},
@@ -232,7 +245,13 @@ class TestWhatReachesTheWorker:
     def test_the_name_of_the_adapter(self, client, cluster):
         ask(client, model="generator-iter1")
         assert [asked["model"] for asked in cluster.asked] == ["generator-iter1"]
-        assert cluster.looked_up == ["generator-iter1"]  # one hop, no more
+
+    def test_a_request_takes_one_hop(self, client, cluster):
+        started = time.monotonic()
+        for _ in range(30):
+            ask(client)
+        assert len(cluster.asked) == 30
+        assert cluster.lists <= 1 + (time.monotonic() - started) / RENEW_S
 
     def test_more_requests_at_once_than_aiohttp_would_send(self, running, cluster):
         """Its own limit is 100 connections."""
@@ -274,6 +293,10 @@ class TestWhatComesBack:
         (choice,) = ask(client, TEXT).json()["choices"]
         assert (choice["text"], choice["finish_reason"]) == ("Once.", "length")
 
+    def test_a_reply_that_was_stopped_at_a_repetition_is_a_reply(self, client, cluster, route):
+        cluster.answer = lambda params: reply(finish_reason="repetition")
+        assert ask(client, route).json()["choices"][0]["finish_reason"] == "repetition"
+
     def test_n_choices_with_different_seeds(self, client, cluster, route):
         cluster.answer = lambda params: reply(f"seed {params['seed']}")
         body = ask(client, route, n=3, seed=11).json()
@@ -299,6 +322,26 @@ class TestWhatComesBack:
         assert sorted(model["id"] for model in listed) == ["base", "generator-iter1"]
 
 
+class TestLoad:
+    BUSY = {"running": 6, "waiting": 0, "max_num_seqs": 8, "kv_tokens": 100, "kv_usage": 0.5}
+
+    @staticmethod
+    async def load(url: str) -> Load | None:
+        async with Endpoint(f"{url}/v1") as endpoint:
+            return await endpoint.load()
+
+    def test_our_own_client_learns_what_the_engines_do(self, running, cluster):
+        cluster.status = self.BUSY
+        assert asyncio.run(self.load(running[1])) == Load(1, 8, 6, 0, 0.25)
+
+    def test_a_worker_that_does_not_tell_or_is_gone_is_left_out(self, running, cluster):
+        cluster.status = {"queue_length": 3}
+        assert asyncio.run(self.load(running[1])) == Load(0, 0, 0, 0, 1.0)
+        cluster.models["base"] = "http://127.0.0.1:9"
+        cluster.status = self.BUSY
+        assert asyncio.run(self.load(running[1])) == Load(1, 8, 6, 0, 0.25)
+
+
 class TestRefusals:
     """4xx: the same request would fail again."""
 
@@ -315,7 +358,7 @@ class TestRefusals:
     def test_our_own_client_does_not_ask_for_an_unknown_model_again(self, running, cluster):
         with pytest.raises(EndpointError, match="HTTP 404 .*model nobody is not served"):
             asyncio.run(self.chat(running[1], "nobody"))
-        assert cluster.looked_up == ["nobody"]
+        assert cluster.lists <= 2  # once for the model, once by the clock
 
     def test_our_own_client_knows_an_overflow(self, running, cluster):
         text = "the prompt has 5000 tokens, the context 4096"
@@ -346,6 +389,8 @@ class TestRefusals:
             ({"top_k": 0}, "Either set top_k to -1 or >=1"),
             ({"temperature": "hot"}, "valid number"),
             ({"logit_bias": {"word": 1.0}}, "valid integer"),
+            ({"stop_repeat": [{"unit": "line", "n": 3}]}, "'char' or 'word'"),
+            ({"stop_repeat": [{"unit": "word", "n": 0}]}, "greater than or equal to 1"),
         ],
     )
     def test_a_field_that_cannot_be_served(self, client, cluster, route, given, reason):
@@ -376,15 +421,23 @@ class TestFailures:
 
     def test_no_worker(self, client, cluster, route):
         cluster.models = {}
+        client.get("/v1/models")
         response = ask(client, route)
         assert (response.status_code, response.json()["code"]) == (503, 50005)
         assert response.json()["message"] == "no worker is alive"
+
+    def test_a_worker_that_comes_later_is_asked_at_once(self, client, cluster):
+        cluster.models = {}
+        until(lambda: ask(client).status_code == 503, 2 * RENEW_S)
+        cluster.models = {"base": cluster.worker_url}
+        assert ask(client).status_code == 200
 
     def test_a_worker_that_is_not_there_any_more(self, client, cluster, route):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        cluster.models["base"] = address
+        cluster.models = {"base": address}
+        client.get("/v1/models")  # it lists the workers anew
         response = ask(client, route)
         assert (response.status_code, response.json()["code"]) == (503, 50006)
         assert address in response.json()["message"]

@@ -224,9 +224,9 @@ MISTAKES: list[tuple[str, list[str], dict[str, str], str]] = [
     ),
     (
         "step1",
-        [*SERVED, "--concurrency=0"],
+        [*SERVED, "--concurrency=-1"],
         {},
-        argument("--concurrency", "0 is below 1"),
+        argument("--concurrency", "-1 is below 0"),
     ),
     (
         "step1",

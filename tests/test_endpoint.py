@@ -1,6 +1,7 @@
 """Claims about `self_lengthen.endpoint` against a scripted server on a real socket."""
 
 import asyncio
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from self_lengthen.endpoint import (
     Reply,
     Sampling,
 )
+from self_lengthen.family import NgramRule
 
 OVERFLOW = 40303
 
@@ -57,9 +59,23 @@ class TestRequest:
             "max_tokens": 16384,
             "seed": 123,
             "stop": ["<|eot_id|>", "<|im_end|>", "\n\n---", "\n---", "---", "\n\n\n"],
-            "continue_final_message": False,
-            "add_generation_prompt": True,
         }
+
+    def test_what_is_left_to_the_server_is_not_sent(self):
+        foreign = Sampling(None, None, None, None, stop=())
+        with FakeServer() as server:
+            ask(server.url, sampling=foreign)
+        body = server.requests[0].body
+        assert body.keys() == {"model", "messages", "max_tokens", "seed"}
+
+    def test_rules_at_which_to_stop_are_an_extension_of_the_request(self):
+        rules = (NgramRule("char", 13), NgramRule("word", 10))
+        with FakeServer() as server:
+            ask(server.url, sampling=Sampling(stop_repeat=rules))
+            ask(server.url)
+        first, second = (request.body for request in server.requests)
+        assert first.pop("stop_repeat") == [{"unit": "char", "n": 13}, {"unit": "word", "n": 10}]
+        assert first == second
 
     def test_an_opened_turn_is_the_last_message_and_is_to_be_continued(self):
         sampling = Sampling(max_tokens=99, stop=(*STOP_STRINGS, "\nInstruction 4"))
@@ -96,11 +112,32 @@ class TestRequest:
             assert len(ask(server.url, count=110, deadline_s=0)) == 110
         assert len(server.requests) == 110
 
+    def test_a_low_limit_of_open_files_is_raised(self):
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, before[1]))
+        try:
+            with FakeServer() as server:
+                ask(server.url)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(before[1], 1024)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
     def test_a_proxy_of_the_environment_is_not_asked(self, monkeypatch):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, "http://127.0.0.1:9")
         with FakeServer() as server:
             assert ask(server.url, deadline_s=0)[0].text == "Done."
+
+
+class TestLoad:
+    def test_a_server_that_does_not_tell_its_load_is_no_error(self):
+        async def load(url: str) -> object:
+            async with Endpoint(url) as served:
+                return await served.load()
+
+        with FakeServer() as server:  # knows no GET
+            assert asyncio.run(load(server.url)) is None
+        assert asyncio.run(load("http://127.0.0.1:9/v1")) is None
 
 
 TRANSIENT = {
@@ -182,12 +219,28 @@ class TestRetries:
         assert server.url in str(refusal.value)
         assert not isinstance(refusal.value, ContextOverflowError)
 
-    @pytest.mark.parametrize("code", [OVERFLOW, str(OVERFLOW)])
-    def test_a_full_context_has_its_own_error_and_is_not_tried_again(self, code):
-        with FakeServer([Turn(400, body=error(code, "4097 tokens"))]) as server:
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            (OVERFLOW, "4097 tokens"),
+            (str(OVERFLOW), "4097 tokens"),
+            ("context_length_exceeded", "4097 tokens"),
+            (400, "This model's maximum context length is 4096 tokens, not 4097 tokens."),
+        ],
+    )
+    def test_a_full_context_has_its_own_error_and_is_not_tried_again(self, code, message):
+        with FakeServer([Turn(400, body=error(code, message))]) as server:
             with pytest.raises(ContextOverflowError, match="4097 tokens"):
                 ask(server.url)
             assert len(server.requests) == 1
+
+    def test_a_refusal_as_openai_writes_it_is_read_too(self):
+        body = {"error": {"message": "too long", "code": "context_length_exceeded"}}
+        with (
+            FakeServer([Turn(400, body=body)]) as server,
+            pytest.raises(ContextOverflowError, match="HTTP 400 .*: too long"),
+        ):
+            ask(server.url)
 
     @pytest.mark.parametrize("turn", TRANSIENT.values(), ids=TRANSIENT)
     def test_the_client_does_not_retry_by_itself(self, turn):

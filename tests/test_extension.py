@@ -126,8 +126,42 @@ class TestWhatAnAttemptAsks:
         assert all(0 <= seed < 2**31 for seed in seeds)
 
 
+class TestEarlyStop:
+    WATCHED = Sampling(max_tokens=512, stop_repeat=LLAMA.ngram_rules)
+
+    def extend(self, chat: FakeChat, sampling: Sampling) -> Extension:
+        attempt = extend_once(
+            *(chat, "extender", LLAMA, INSTRUCTION, article(5, 5), sampling, lambda name: 0)
+        )
+        return asyncio.run(attempt)
+
+    def test_only_stage_2_is_stopped_at_a_repetition(self):
+        chat = FakeChat(lambda call: article(9, 9, 9, start=100))
+        self.extend(chat, self.WATCHED)
+        assert {(bool(c.opened_with), c.sampling) for c in chat.calls} == {
+            (False, SAMPLING),  # a repetition in its last third would be cut away
+            (True, self.WATCHED),
+        }
+
+    def test_a_prefix_that_repeats_needs_no_stage_2(self):
+        # 2 of 3 blocks are the prefix, and the same.
+        repeating = "\n\n".join([prose(12), prose(12), prose(12, 50)])
+        chat = FakeChat([repeating] * 3)
+        extension = self.extend(chat, self.WATCHED)
+        assert extension.reason == Reason.REPETITION
+        assert [(r.words, r.reason, r.finish_reason) for r in extension.rounds] == [
+            (24, Reason.REPETITION, None)
+        ] * 3
+
+    def test_without_rules_everything_is_asked(self):
+        repeating = "\n\n".join([prose(12), prose(12), prose(12, 50)])
+        chat = FakeChat([repeating, prose(5, 200)] * 3)
+        assert self.extend(chat, SAMPLING).reason == Reason.REPETITION
+
+
 VOID = {
     Reason.REPETITION: prose(20, 100) + " " + prose(20, 100),
+    "stopped": said(prose(20, 100) + " " + prose(12, 100), "repetition"),
     Reason.ENDING: prose(20, 100) + " and",
     Reason.TRUNCATED: said(prose(20, 100), "length"),
     Reason.NOT_LONGER: prose(10, 100),  # as long as the text: not longer
@@ -146,7 +180,7 @@ class TestVoidRounds:
         assert [draft for draft, _ in asked(chat)] == [initial, initial, longer]
         assert extension.text == longer
         assert extension.reason is None  # 15 > 1.2 x 10: what counts is the best, not the last
-        assert extension.rounds[0].reason == reason
+        assert extension.rounds[0].reason == ("repetition" if reason == "stopped" else reason)
         assert extension.rounds[1].reason is None
 
     def test_one_word_more_counts_and_the_same_number_does_not(self):

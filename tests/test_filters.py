@@ -1,29 +1,22 @@
 """Claims about the checks of `self_lengthen.filters`; `python -m pytest tests/test_filters.py`."""
 
-import re
 from dataclasses import replace
-from itertools import pairwise
-from time import perf_counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from self_lengthen.errors import UserError
-from self_lengthen.family import NgramRule, family_names, infer_family, load_family
+from self_lengthen.family import family_names, infer_family, load_family
 from self_lengthen.filters import (
-    NgramWatch,
     Reason,
     check_response,
-    has_repeat,
     instruction_key,
     read_judge,
 )
-from self_lengthen.text import char_units, word_units
 
 QWEN = load_family("qwen")
 LLAMA = load_family("llama")
-CHINESE_DIGITS = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳"  # 16 different characters
 
 
 def words(count: int, start: int = 0) -> str:
@@ -43,6 +36,10 @@ class TestCheckResponse:
     def test_a_cut_text_is_truncated_even_when_it_ends_well(self):
         assert check_response(QWEN, "写完了。", "length") == Reason.TRUNCATED
         assert check_response(LLAMA, "It is done.", "length") == Reason.TRUNCATED
+
+    def test_a_text_that_was_stopped_at_a_repetition_is_one_wherever_it_ends(self):
+        assert check_response(LLAMA, "It goes on and", "repetition") == Reason.REPETITION
+        assert check_response(LLAMA, "It is done.", "repetition") == Reason.REPETITION
 
     @pytest.mark.parametrize("ending", ",;:-，；：、—a中*_#")
     @pytest.mark.parametrize("family", [QWEN, LLAMA], ids=lambda family: family.name)
@@ -113,106 +110,6 @@ class TestSelfTalk:
     def test_no_lines_at_an_end_means_none_and_not_all(self):
         family = replace(LLAMA, self_talk_first_lines=0, self_talk_last_lines=0)
         assert self.verdict_with("This is my revised version.", 3, family) is None
-
-
-class TestRepetition:
-    def test_thirteen_chinese_characters_twice_are_a_repetition_and_twelve_are_not(self):
-        thirteen, twelve = CHINESE_DIGITS[:13], CHINESE_DIGITS[:12]
-        assert has_repeat(QWEN, f"{thirteen}，{thirteen}。")
-        assert not has_repeat(QWEN, f"{twelve}，{twelve}。")
-
-    def test_ten_words_twice_are_a_repetition_and_nine_are_not(self):
-        assert has_repeat(LLAMA, f"{words(10)} and {words(10)}")
-        assert not has_repeat(LLAMA, f"{words(9)} and {words(9)}")
-
-    @pytest.mark.parametrize(("family", "unit", "n"), [(QWEN, "啊", 13), (LLAMA, "a ", 10)])
-    def test_overlapping_windows_count(self, family, unit, n):
-        # n units hold one window; n + 1 units hold two, the same one.
-        assert not has_repeat(family, unit * n)
-        assert has_repeat(family, unit * (n + 1))
-
-    def test_an_ascii_run_in_chinese_is_one_unit(self):
-        # 12 characters + the run "GPU 8" = 13 units; the run differs in the second text.
-        twelve = CHINESE_DIGITS[:12]
-        assert has_repeat(QWEN, f"{twelve}GPU 8，{twelve}GPU 8。")
-        assert not has_repeat(QWEN, f"{twelve}GPU 8，{twelve}GPU 88。")
-
-    def test_english_under_qwen_is_judged_by_its_words(self):
-        assert has_repeat(QWEN, f"{words(10)} and {words(10)} .")
-        assert not has_repeat(QWEN, f"{words(9)} and {words(9)} .")
-        assert has_repeat(QWEN, f"他说：{words(12)}，又说： {words(12)} 。")
-
-    def test_white_space_between_words_does_not_hide_a_repetition(self):
-        assert has_repeat(LLAMA, words(10) + "\n\n" + words(10).replace(" ", "  "))
-
-    def test_the_windows_of_a_long_text_cost_little(self):
-        text = "".join(chr(0x4E00 + (n * n * 7 + n // 13) % 20000) for n in range(30_000))
-        start = perf_counter()
-        has_repeat(QWEN, " ".join(text[n : n + 3] for n in range(0, len(text), 3)))
-        assert perf_counter() - start < 2  # about 0.05 s on an idle laptop
-
-
-def occurs_twice(rule: NgramRule, text: str) -> bool:
-    """The rule as it is written down: a dictionary of all windows."""
-    units = list({"char": char_units, "word": word_units}[rule.unit](text))
-    windows: dict[tuple[str, ...], int] = {}
-    for start in range(len(units) - rule.n + 1):
-        window = tuple(units[start : start + rule.n])
-        windows[window] = windows.get(window, 0) + 1
-    return any(count > 1 for count in windows.values())
-
-
-RULES = st.builds(NgramRule, st.sampled_from(["char", "word"]), st.integers(1, 4))
-PIECES = st.lists(st.text(alphabet="ab中文é \n　", max_size=8), max_size=12)
-
-
-class TestNgramWatch:
-    @given(RULES, PIECES)
-    def test_any_text_in_any_pieces_is_judged_as_the_dictionary_judges_the_whole(
-        self, rule, pieces
-    ):
-        watch = NgramWatch(rule)
-        verdicts = [watch.feed(piece) for piece in pieces] + [watch.close()]
-        assert verdicts[-1] == occurs_twice(rule, "".join(pieces))
-        assert not any(earlier and not later for earlier, later in pairwise(verdicts))
-
-    @given(RULES, st.lists(st.text(max_size=5), max_size=8))
-    def test_so_is_any_unicode_text(self, rule, pieces):
-        watch = NgramWatch(rule)
-        for piece in pieces:
-            watch.feed(piece)
-        assert watch.close() == occurs_twice(rule, "".join(pieces))
-
-    @given(RULES, PIECES)
-    def test_it_says_repeat_with_the_very_piece_that_completes_one(self, rule, pieces):
-        watch, read = NgramWatch(rule), ""
-        for piece in pieces:
-            read += piece
-            open_unit = re.search({"char": r"[\x00-\x7f]*\Z", "word": r"\S*\Z"}[rule.unit], read)
-            assert watch.feed(piece) == occurs_twice(rule, read[: open_unit.start()])
-
-    def test_an_open_unit_counts_only_when_it_is_complete(self):
-        watch = NgramWatch(NgramRule("word", 2))
-        assert not watch.feed("so it is, so i")
-        assert not watch.feed("t")  # "it" may still become "item"
-        assert watch.feed(" ")
-        watch = NgramWatch(NgramRule("word", 2))
-        assert not watch.feed("so it is, so it")
-        assert watch.close()
-
-    def test_units_are_compared_one_by_one_not_as_joined_text(self):
-        # "ab c" and "a bc" are the same letters in the same order.
-        assert not NgramWatch(NgramRule("word", 2)).feed("ab c x a bc ")
-
-    def test_a_long_english_text_under_the_char_rule_costs_little(self):
-        watch = NgramWatch(QWEN.ngram_rules[0])
-        start = perf_counter()
-        for _ in range(50_000):
-            assert not watch.feed("word ")
-        assert not watch.close()
-        assert (
-            perf_counter() - start < 2
-        )  # about 0.03 s on an idle laptop; quadratic would be minutes
 
 
 class TestReadJudge:

@@ -12,7 +12,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from self_lengthen.endpoint import ContextOverflowError, Endpoint, EndpointError, Sampling
+from self_lengthen.family import NgramRule
 from self_lengthen.files import read_json
+from self_lengthen.pace import Load
+from self_lengthen.repetition import has_repeat
+from self_lengthen.serving.plan import CPU_SEQUENCES
 from tests.real import ROOT, Script, wait_for
 
 pytestmark = pytest.mark.real
@@ -53,7 +57,8 @@ def server(adapter, tmp_path_factory):
 
 
 def ask(base_url: str, model: str = "base", question: str = QUESTION, **options):
-    sampling = Sampling(max_tokens=options.pop("max_tokens", 40))
+    rules = options.pop("stop_repeat", ())
+    sampling = Sampling(max_tokens=options.pop("max_tokens", 40), stop_repeat=rules)
 
     async def one():
         async with Endpoint(base_url, retry_deadline_s=1) as endpoint:
@@ -83,6 +88,28 @@ def test_the_adapter_answers_by_its_name_and_differs_from_the_base(server):
 def test_the_same_seed_gives_the_same_text(server):
     _, base_url, _ = server
     assert ask(base_url).text == ask(base_url).text
+
+
+def test_a_watched_reply_is_the_same_text_and_ends_at_its_first_repetition(server):
+    _, base_url, _ = server
+    whole = ask(base_url, max_tokens=400)
+    harmless = (NgramRule("word", 300),)
+    assert ask(base_url, max_tokens=400, stop_repeat=harmless) == whole
+    rules = (NgramRule("word", 1),)  # no article gets far without saying a word again
+    stopped = ask(base_url, max_tokens=400, stop_repeat=rules)
+    assert stopped.finish_reason == "repetition"
+    assert has_repeat(rules, stopped.text) and whole.text.startswith(stopped.text)
+    assert stopped.completion_tokens < whole.completion_tokens
+
+
+def test_the_engines_load_is_told(server):
+    _, base_url, _ = server
+
+    async def load():
+        async with Endpoint(base_url) as endpoint:
+            return await endpoint.load()
+
+    assert asyncio.run(load()) == Load(1, CPU_SEQUENCES, 0, 0, 1.0)
 
 
 def test_an_opened_turn_is_continued_from_there(server):

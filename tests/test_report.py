@@ -69,6 +69,7 @@ def write_texts(run_dir: Path, iteration: int) -> None:
         "initial_responses",
         {"in": len(INITIAL[iteration]) + 1, "kept": kept, "dropped": dropped},
         attempts=attempts(len(INITIAL[iteration]), ending=1, repetition=3),
+        idle_share=0.125,
     )
     rows = [{"words": words, "response": "Text."} for words in INITIAL[iteration]]
     write_journal(run_dir, iteration, "initial_responses", rows)
@@ -165,10 +166,10 @@ def test_cost_adds_up_the_phases_of_a_resumed_run(finished):
 
 def test_cost_divides_tokens_by_accepted_extended_words(finished):
     report = report_of(finished)
-    assert cells(report, "Cost", "1", "initial_responses") == ["200", "1,000", "–", "–"]
+    assert cells(report, "Cost", "1", "initial_responses") == ["200", "1,000", "–", "–", "12.5 %"]
     # 3,000 completion and 4,000 tokens in all, over 790 and over 1,200 words
-    assert cells(report, "Cost", "1", "all of these") == ["1,000", "3,000", "3.80", "5.06"]
-    assert cells(report, "Cost", "2", "all of these") == ["1,000", "3,000", "2.50", "3.33"]
+    assert cells(report, "Cost", "1", "all of these") == ["1,000", "3,000", "3.80", "5.06", "–"]
+    assert cells(report, "Cost", "2", "all of these") == ["1,000", "3,000", "2.50", "3.33", "–"]
 
 
 def test_loss_table_has_first_and_last_loss_with_their_steps(finished):

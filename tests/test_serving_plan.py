@@ -25,6 +25,7 @@ from self_lengthen.serving.plan import (
     max_lora_rank,
     plan_server,
 )
+from self_lengthen.serving.reply import WATCHED_TOKENS
 from self_lengthen.training.chat import load_tokenizer, serving_ids
 
 ENGINE_MODULES = (
@@ -256,7 +257,9 @@ class TestSampling:
     def sampling(self, worker, monkeypatch):
         engine = SimpleNamespace(from_optional=lambda **fields: fields)
         monkeypatch.setattr(worker, "SamplingParams", engine)
-        monkeypatch.setattr(worker, "RequestOutputKind", SimpleNamespace(FINAL_ONLY="final"))
+        monkeypatch.setattr(
+            worker, "RequestOutputKind", SimpleNamespace(FINAL_ONLY="final", DELTA="delta")
+        )
         return lambda params, room: worker.LoraWorker._sampling(None, params, room)
 
     def test_every_field_that_is_given_arrives_and_no_other(self, sampling):
@@ -264,6 +267,12 @@ class TestSampling:
         always = {"max_tokens": 40, "output_kind": "final"}
         assert sampling({**given, "model": "base"}, 40) == {**given, **always}
         assert sampling(dict.fromkeys(SAMPLING_FIELDS), 40) == always
+
+    def test_only_a_reply_that_is_watched_comes_in_pieces(self, sampling):
+        rules = [{"unit": "word", "n": 10}]
+        pieces = {"output_kind": "delta", "stream_interval": WATCHED_TOKENS}
+        assert sampling({"stop_repeat": rules}, 40) == {"max_tokens": 40, **pieces}
+        assert sampling({"stop_repeat": []}, 40) == {"max_tokens": 40, "output_kind": "final"}
 
     def test_a_zero_is_a_value(self, sampling):
         assert sampling({"temperature": 0.0, "ignore_eos": False}, 9)["temperature"] == 0.0
@@ -279,4 +288,4 @@ class TestSampling:
             node for node in ast.walk(source) if getattr(node, "name", "") == "from_optional"
         )
         taken_fields = {argument.arg for argument in method.args.args}
-        assert {*SAMPLING_FIELDS, "max_tokens", "output_kind"} <= taken_fields
+        assert {*SAMPLING_FIELDS, "max_tokens", "output_kind", "stream_interval"} <= taken_fields

@@ -16,11 +16,13 @@ import datasets
 import pytest
 from fakes import Call, FakeChat, FakeModel, FakeServer, Request, Turn, article, prose, said
 
+from self_lengthen import fanout
 from self_lengthen.endpoint import STOP_STRINGS, ContextOverflowError, EndpointError, Sampling
 from self_lengthen.errors import RunError, UserError
 from self_lengthen.extension import call_seed
 from self_lengthen.family import REPO_ROOT, ModelFamily, load_family
 from self_lengthen.files import read_json, read_rows, write_rows
+from self_lengthen.pace import Load
 from self_lengthen.runfolder import EXTENDED, FILTERED, INITIAL, INSTRUCTIONS, SFT, RunFolder
 from self_lengthen.seeds import read_seeds
 from self_lengthen.steps import (
@@ -373,8 +375,8 @@ class TestStep1:
         chat = FakeChat(lambda call: prose(20, call.seed))
         perform(initial_responses, folder, chat)
         asked = Counter((call.user, call.opened_with, call.sampling) for call in chat.calls)
-        plain = Sampling(max_tokens=77)
-        assert asked == {(instruction_row(n)["instruction"], "", plain): 2 for n in (0, 1)}
+        watched = Sampling(max_tokens=77, stop_repeat=llama.ngram_rules)
+        assert asked == {(instruction_row(n)["instruction"], "", watched): 2 for n in (0, 1)}
         assert len({call.seed for call in chat.calls}) == 4
         rows = rows_of(folder, INITIAL)
         assert [row["id"] for row in rows] == [
@@ -501,6 +503,34 @@ class TestStep2:
         assert one != sorted(one)
         assert order("the same") == one
         assert order("another", seed=43) != one
+
+    def test_the_longest_response_is_extended_first_and_rows_keep_their_order(
+        self, new_run, perform, llama
+    ):
+        folder = new_run(llama)
+        lengths = [10, 40, 20, 40, 30]
+        give(folder, INITIAL, [initial_row(n, prose(w, 100 * n)) for n, w in enumerate(lengths)])
+        chat = FakeChat(FakeModel(llama))
+        perform(extend_responses, folder, chat, concurrency=1)
+        started = list(dict.fromkeys(call.user for call in chat.calls))
+        drafts = [
+            n for user in started for n in range(5) if user.endswith(prose(lengths[n], 100 * n))
+        ]
+        assert [lengths[n] for n in drafts] == sorted(lengths, reverse=True)
+        rows = [row["initial_words"] for row in rows_of(folder, EXTENDED)]
+        assert rows != sorted(rows, reverse=True)
+
+    def test_the_load_of_the_engines_is_in_the_summary(self, new_run, perform, llama, monkeypatch):
+        async def half_idle() -> Load:
+            return Load(workers=1, capacity=8, running=4, waiting=0, idle_share=0.5)
+
+        monkeypatch.setattr(fanout, "PACE_S", 0.001)
+        folder = new_run(llama)
+        give(folder, INITIAL, [initial_row(n, prose(10, 100 * n)) for n in range(3)])
+        chat = FakeChat(FakeModel(llama), pause=lambda call: 0.01)
+        chat.load = half_idle
+        perform(extend_responses, folder, chat, concurrency=0)
+        assert summary_of(folder, EXTENDED)["idle_share"] == 0.5
 
     @pytest.mark.parametrize(
         ("iteration", "model"), [(1, "base"), (2, "extender-iter1"), (3, "extender-iter2")]

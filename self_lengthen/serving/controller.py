@@ -1,7 +1,11 @@
 """FastChat's controller, which knows the workers of all nodes; with a key where others reach it.
 
+One route more than FastChat's: /list_workers, so that an API server need not ask for each request.
+
 python -m self_lengthen.serving.controller --port=P [--host=ADDRESS --api_key_file=FILE]
 """
+
+from typing import Any
 
 import fastchat.serve.controller as fastchat_controller
 import requests
@@ -22,6 +26,13 @@ class Controller(fastchat_controller.Controller):
         self._session.trust_env = False  # no proxy between our own processes
         self._session.headers.update(key_headers(key))
 
+    def list_workers(self) -> list[dict[str, Any]]:
+        """What FastChat's controller knows and does not tell."""
+        return [
+            {"address": address, "models": info.model_names, "capacity": info.speed}
+            for address, info in list(self.worker_info.items())
+        ]
+
     def get_worker_status(self, worker_name: str) -> dict | None:
         url = f"{worker_name}/worker_get_status"
         try:
@@ -29,6 +40,11 @@ class Controller(fastchat_controller.Controller):
         except requests.RequestException:
             return None
         return answer.json() if answer.ok else None
+
+
+@fastchat_controller.app.post("/list_workers")
+async def list_workers() -> dict[str, Any]:
+    return {"workers": fastchat_controller.controller.list_workers()}
 
 
 if __name__ == "__main__":

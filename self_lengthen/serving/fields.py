@@ -21,3 +21,4 @@ SAMPLING_FIELDS = (
     "logit_bias",
     "bad_words",
 )
+STOP_REPEAT = "stop_repeat"  # ours, no field of vLLM: n-gram rules, see serving/reply.py

@@ -4,7 +4,8 @@
         [--adapter=NAME=DIR ...]
 
 Takes a prompt, or messages that it renders with the tokenizer's own chat template; every sampling
-field of vLLM; gives one final output a request. A request whose caller goes away is aborted.
+field of vLLM; gives one final output a request. A request whose caller goes away is aborted; one
+with `stop_repeat` ends where its text breaks one of those rules.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import requests
 import uvicorn
+import uvloop
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastchat.constants import ErrorCode
@@ -29,10 +31,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from self_lengthen.cli import Parser
+from self_lengthen.limits import allow_many_connections
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.key import KeyRequired, key_headers, read_key
+from self_lengthen.serving.load import EngineLoad
 from self_lengthen.serving.prompt import render_messages
+from self_lengthen.serving.reply import WATCHED_TOKENS, read_reply, text_watch
 
 STOP_S = 3  # seconds for requests in flight when we are stopped
 CPU_BATCHED_TOKENS = 8192  # in one step
@@ -44,7 +49,7 @@ MOST_REQUESTS = 4096  # FastChat's own limit on a worker, out of the way: the en
 class LoraWorker(BaseModelWorker):
     """What FastChat's controller sees: the base model and the adapters as models of one worker."""
 
-    def __init__(self, args: argparse.Namespace, engine: AsyncLLM) -> None:
+    def __init__(self, args: argparse.Namespace, engine: AsyncLLM, load: EngineLoad) -> None:
         adapters = dict(adapter.split("=", 1) for adapter in args.adapter)
         address = f"http://{args.host}:{args.port}"
         names = [args.base_name, *adapters]
@@ -57,7 +62,7 @@ class LoraWorker(BaseModelWorker):
             MOST_REQUESTS,
             "raw",
         )
-        self.engine = engine
+        self.engine, self.load = engine, load
         self.tokenizer = engine.get_tokenizer()
         self.context_len = engine.model_config.max_model_len
         self.running = 0
@@ -71,6 +76,11 @@ class LoraWorker(BaseModelWorker):
 
     def get_queue_length(self) -> int:
         return self.running
+
+    def get_status(self) -> dict[str, Any]:
+        """FastChat's fields, `speed` being what is worked on at once, and the engine's load."""
+        status = {"model_names": self.model_names, "speed": self.load.capacity}
+        return {**status, "queue_length": self.running, **self.load.status(self.running)}
 
     def register_to_controller(self) -> None:
         """Raises requests.RequestException when the controller is not there for long."""
@@ -112,14 +122,13 @@ class LoraWorker(BaseModelWorker):
         adapter = self._adapters.get(params.get("model", ""))
         prompt = {"prompt_token_ids": token_ids}
         generating = self.engine.generate(prompt, sampling, request_id, lora_request=adapter)
-        outputs = [output async for output in generating]  # one: FINAL_ONLY
-        completion = outputs[-1].outputs[0]
-        usage = {"prompt_tokens": len(token_ids), "completion_tokens": len(completion.token_ids)}
+        written = await read_reply(generating, text_watch(params))
+        usage = {"prompt_tokens": len(token_ids), "completion_tokens": written.tokens}
         return {
-            "text": completion.text,
+            "text": written.text,
             "error_code": 0,
             "usage": {**usage, "total_tokens": sum(usage.values())},
-            "finish_reason": completion.finish_reason,
+            "finish_reason": written.finish_reason,
         }
 
     def _token_ids(self, params: dict[str, Any]) -> list[int]:
@@ -135,9 +144,12 @@ class LoraWorker(BaseModelWorker):
     def _sampling(self, params: dict[str, Any], room: int) -> SamplingParams:
         given = {name: params[name] for name in SAMPLING_FIELDS if params.get(name) is not None}
         wanted = params.get("max_tokens") or room
-        return SamplingParams.from_optional(  # it takes token ids as JSON has them
-            **given, max_tokens=min(wanted, room), output_kind=RequestOutputKind.FINAL_ONLY
-        )
+        if params.get("stop_repeat"):
+            given |= {"output_kind": RequestOutputKind.DELTA, "stream_interval": WATCHED_TOKENS}
+        else:
+            given["output_kind"] = RequestOutputKind.FINAL_ONLY
+        # It takes token ids as JSON has them.
+        return SamplingParams.from_optional(**given, max_tokens=min(wanted, room))
 
 
 def make_app(worker: LoraWorker) -> FastAPI:
@@ -213,6 +225,8 @@ def lora_limits(args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def serve(args: argparse.Namespace) -> None:
+    allow_many_connections()
+    load = EngineLoad()
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=args.base_model,
@@ -223,9 +237,10 @@ async def serve(args: argparse.Namespace) -> None:
             seed=args.seed,
             **cpu_settings(args),
             **lora_limits(args),
-        )
+        ),
+        stat_loggers=[load.attach],
     )
-    worker = LoraWorker(args, engine)
+    worker = LoraWorker(args, engine, load)
     app = make_app(worker)
     if key := read_key(args.api_key_file):
         app.add_middleware(KeyRequired, key=key)
@@ -265,4 +280,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(parse_args()))
+    uvloop.run(serve(parse_args()))

@@ -5,18 +5,19 @@
 The options of the method (instruct_count, seed, sampling ...) come from the run's run.json.
 """
 
-import asyncio
 import random
 import statistics
 import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from self_lengthen.cli import Parser, at_least
 from self_lengthen.endpoint import NO_KEY, Endpoint, Sampling
@@ -65,6 +66,12 @@ class StepRun:
     def sampling(self) -> Sampling:
         return Sampling(max_tokens=self.options["max_tokens"])
 
+    @property
+    def watched_sampling(self) -> Sampling:
+        """Of texts that the response check reads whole: their first repetition may end them."""
+        rules = self.family.ngram_rules if self.options.get("early_stop", "yes") == "yes" else ()
+        return replace(self.sampling, stop_repeat=rules)
+
     def claim(self, **more: Any) -> None:
         self.folder.claim(
             {
@@ -92,7 +99,9 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
         "--base_url", default="", help="of the server, ends in /v1; or several: A,B"
     )
     parser.add_argument("--api_key_file", default="", help="holds the key that the server asks for")
-    parser.add_argument("--concurrency", type=at_least(1), default=64, help="units in flight")
+    parser.add_argument(
+        "--concurrency", type=at_least(0), default=0, help="units in flight; 0: by load"
+    )
     args = parser.parse_args()
     run = RunFolder(args.results)
     if run.options["family"] != family.name:
@@ -106,9 +115,15 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
 
 
 def fan_out(
-    step: StepRun, total: int, work: Callable[[Tally, int], Awaitable[Outcome]]
+    step: StepRun,
+    total: int,
+    work: Callable[[Tally, int], Awaitable[Outcome]],
+    order: Iterable[int] | None = None,
 ) -> tuple[Counts, float]:
-    """Do all units of a step against the server; their counts, and the seconds of this session."""
+    """Do all units of a step against the server, in `order`.
+
+    Returns their counts, and the seconds of this session.
+    """
     if not step.base_url:
         raise UserError(f"the step {step.name} asks a server: give --base_url=http://HOST:PORT/v1")
     started = time.monotonic()
@@ -122,14 +137,15 @@ def fan_out(
             journal,
             concurrency=step.concurrency,
             finish_ratio=step.options["finish_ratio"],
+            order=order,
         )
         try:
             async with Endpoint(step.base_url, step.api_key or NO_KEY) as endpoint:
-                return await engine.run(lambda unit: work(Tally(endpoint), unit))
+                return await engine.run(lambda unit: work(Tally(endpoint), unit), endpoint.load)
         finally:
             journal.close()
 
-    return asyncio.run(main()), time.monotonic() - started
+    return uvloop.run(main()), time.monotonic() - started
 
 
 def finish_fan_out(
@@ -154,6 +170,7 @@ def finish_fan_out(
     }
     words = word_statistics(row["words"] for row in kept.rows())
     rows = compress(kept.rows(), keep)
+    sums["idle_share"] = counts.idle_share
     step.folder.finish(rows, summary(step, units, seconds, words=words, **sums))
 
 

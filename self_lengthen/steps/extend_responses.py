@@ -3,11 +3,12 @@
 Reads iter_N/initial_responses; writes iter_N/extended_responses.
 """
 
+from array import array
 from dataclasses import asdict
 
 from self_lengthen.extension import MICRO_ROUNDS, call_seed, extend_once
 from self_lengthen.fanout import Outcome, Tally
-from self_lengthen.files import Lines
+from self_lengthen.files import Lines, read_rows
 from self_lengthen.runfolder import EXTENDED, INITIAL, model_name
 from self_lengthen.steps.common import StepRun, fan_out, finish_fan_out
 from self_lengthen.text import count_words
@@ -30,6 +31,10 @@ def make(step: StepRun) -> None:
     model = model_name("extender", step.iteration)
     order = list(range(len(initials)))
     step.rng("order").shuffle(order)
+    # What takes longest begins first, so that no engine idles at the end for the sake of one text.
+    words = array("q", (row["words"] for row in read_rows(step.input(INITIAL).data)))
+    units = range(EXTENSIONS * len(order))
+    longest_first = sorted(units, key=lambda unit: -words[order[unit // EXTENSIONS]])
 
     async def extend(tally: Tally, unit: int) -> Outcome:
         initial = initials[order[unit // EXTENSIONS]]
@@ -42,7 +47,7 @@ def make(step: StepRun) -> None:
                 step.family,
                 initial["instruction"],
                 initial["response"],
-                step.sampling,
+                step.watched_sampling,
                 lambda call, attempt=attempt: call_seed(step.seed, name, attempt, call),
                 micro_rounds,
             )
@@ -69,5 +74,5 @@ def make(step: StepRun) -> None:
             tally.rejected[reason] += 1
         return Outcome(name, None, reason, tally)
 
-    counts, seconds = fan_out(step, EXTENSIONS * len(initials), extend)
+    counts, seconds = fan_out(step, len(longest_first), extend, longest_first)
     finish_fan_out(step, counts, seconds)

@@ -22,7 +22,7 @@ def make(step: StepRun) -> None:
     """Answer every instruction of this iteration."""
     instructions = Lines(step.input(INSTRUCTIONS).data)
     step.claim(instructions=len(instructions), finish_ratio=step.options["finish_ratio"])
-    model = model_name("generator", step.iteration)
+    model, sampling = model_name("generator", step.iteration), step.watched_sampling
 
     async def answer(tally: Tally, unit: int) -> Outcome:
         asked = instructions[unit // RESPONSES]
@@ -31,7 +31,7 @@ def make(step: StepRun) -> None:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             seed = call_seed(step.seed, name, attempt)
             try:
-                reply = await tally.chat(model, asked["instruction"], step.sampling, seed=seed)
+                reply = await tally.chat(model, asked["instruction"], sampling, seed=seed)
             except ContextOverflowError:
                 return Outcome(name, None, Reason.CONTEXT, tally)
             reason = check_response(step.family, reply.text, reply.finish_reason)

@@ -1,0 +1,62 @@
+"""The real server for a benchmark, on a bundled model: run_server.sh, an adapter, a client."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from self_lengthen.endpoint import Endpoint, Reply
+from self_lengthen.errors import RunError
+from self_lengthen.family import REPO_ROOT
+from self_lengthen.files import read_json
+from self_lengthen.owned import Owned
+
+MODEL = REPO_ROOT / "demo" / "models" / "llama"
+READY_S = 300.0
+
+
+@contextmanager
+def served(adapters: dict[str, Path], **options: object) -> Iterator[str]:
+    """The base URL of a server of MODEL and `adapters`, stopped at the end of the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        ready, log = Path(folder) / "ready.json", Path(folder) / "server.log"
+        command = ["bash", str(REPO_ROOT / "run_server.sh"), f"--base_model={MODEL}"]
+        command += [f"--adapter={name}={path}" for name, path in adapters.items()]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        command += [f"--log_dir={folder}", f"--ready_file={ready}"]
+        with Owned("server", command, log, grace_s=30) as server:
+            deadline = time.monotonic() + READY_S
+            while not ready.exists():
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RunError(f"the server is not ready:\n{server.log_tail()}")
+                time.sleep(0.5)
+            yield read_json(ready)["base_url"]
+
+
+class AskingEndpoint(Endpoint):
+    """An endpoint whose requests are changed by `change` before they are sent."""
+
+    def __init__(self, base_url: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        super().__init__(base_url)
+        self._change = change
+
+    async def _ask(self, request: dict[str, Any]) -> Reply:
+        return await super()._ask(self._change(request))
+
+
+def make_adapter(folder: Path) -> Path:
+    """A LoRA adapter of rank 8 on all linear layers of MODEL, with small random weights."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(MODEL), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(folder)
+    return folder
