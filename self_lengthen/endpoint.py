@@ -49,12 +49,16 @@ class ContextOverflowError(EndpointError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling of every call; the defaults are the paper's release's."""
+    """Sampling of every call; the defaults are the paper's release's.
 
-    temperature: float = 0.7
-    top_p: float = 0.8
-    top_k: int = 20
-    repetition_penalty: float = 1.1
+    None is not sent and leaves the choice to the server. Foreign servers refuse fields that they do
+    not know: top_k and repetition_penalty are vLLM's.
+    """
+
+    temperature: float | None = 0.7
+    top_p: float | None = 0.8
+    top_k: int | None = 20
+    repetition_penalty: float | None = 1.1
     max_tokens: int = 16384
     stop: tuple[str, ...] = STOP_STRINGS
 
@@ -103,25 +107,25 @@ class Endpoint:
         Raises EndpointError after the last retry, ContextOverflowError for too long a prompt.
         """
         messages = [{"role": "user", "content": user}]
+        vllm_fields: dict[str, Any] = {
+            "top_k": sampling.top_k,
+            "repetition_penalty": sampling.repetition_penalty,
+        }
         if opened_with:
             messages.append({"role": "assistant", "content": opened_with})
+            # vLLM's names for "the last message is the opening of the reply"
+            vllm_fields |= {"continue_final_message": True, "add_generation_prompt": False}
         request = {
             "model": model,
             "messages": messages,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
-            "stop": list(sampling.stop),
+            "stop": list(sampling.stop) or None,
             "seed": seed,
-            "extra_body": {
-                "top_k": sampling.top_k,
-                "repetition_penalty": sampling.repetition_penalty,
-                # vLLM's names for "the last message is the opening of the reply"
-                "continue_final_message": bool(opened_with),
-                "add_generation_prompt": not opened_with,
-            },
+            "extra_body": _without_none(vllm_fields),
         }
-        return await self._ask(request)
+        return await self._ask(_without_none(request))
 
     async def _ask(self, request: dict[str, Any]) -> Reply:
         retrying = AsyncRetrying(
@@ -148,6 +152,10 @@ class Endpoint:
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
         )
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _after_first_failure(seconds: float) -> Callable[[RetryCallState], bool]:

@@ -57,9 +57,14 @@ class TestRequest:
             "max_tokens": 16384,
             "seed": 123,
             "stop": ["<|eot_id|>", "<|im_end|>", "\n\n---", "\n---", "---", "\n\n\n"],
-            "continue_final_message": False,
-            "add_generation_prompt": True,
         }
+
+    def test_what_is_left_to_the_server_is_not_sent(self):
+        foreign = Sampling(None, None, None, None, stop=())
+        with FakeServer() as server:
+            ask(server.url, sampling=foreign)
+        body = server.requests[0].body
+        assert body.keys() == {"model", "messages", "max_tokens", "seed"}
 
     def test_an_opened_turn_is_the_last_message_and_is_to_be_continued(self):
         sampling = Sampling(max_tokens=99, stop=(*STOP_STRINGS, "\nInstruction 4"))
