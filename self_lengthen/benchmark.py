@@ -5,6 +5,7 @@ prompt and length. A file is JSON lines, a JSON list or CSV.
 
     rows = read_rows(path)          every row, with the number by which a person finds it
     read_answers(path)              the same as `Answer`s: each has a response and a demanded length
+    checked(path, rows, answer_of)  the same without the demand
 
 A row that cannot be scored is a UserError that names the file and the row's number: the line in
 JSON lines, the place in a list or a table. Standard library only. Writes no file.
@@ -35,7 +36,7 @@ class NumberedRow:
 
 @dataclass(frozen=True)
 class Answer:
-    """One response. It has a `demand` (LonGen), a `required_words` (LongBench-Write), or both."""
+    """One response, with a `demand` (LonGen), `required_words` (LongBench-Write), both or none."""
 
     id: str  # of its question; several samples share it
     question: str
@@ -100,8 +101,8 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """Raises UserError that names the first row which cannot be scored."""
-    return checked(path, read_rows(path), answer_of)
+    """Raises UserError that names the first row whose length cannot be scored."""
+    return checked(path, read_rows(path), measured_answer_of)
 
 
 def checked(path: Path, rows: list[NumberedRow], convert: Callable[[Row], T]) -> list[T]:
@@ -115,8 +116,16 @@ def checked(path: Path, rows: list[NumberedRow], convert: Callable[[Row], T]) ->
     return converted
 
 
+def measured_answer_of(row: Row) -> Answer:
+    """An answer that has a demanded length. Raises ValueError, in words for a user."""
+    answer = answer_of(row)
+    if answer.demand is None and answer.required_words is None:
+        raise ValueError("has neither a constraint nor a length")
+    return answer
+
+
 def answer_of(row: Row) -> Answer:
-    """Raises ValueError, in words for a user, when the row cannot be scored."""
+    """Raises ValueError, in words for a user, when a field that the row has cannot be used."""
     question, demand = question_of(row), _demand_of(row)
     response = row.get("response")
     if response is None:
@@ -155,8 +164,6 @@ def language_of(row: Row) -> str:
 def _demand_of(row: Row) -> Demand | None:
     """LonGen's demand; None in a row of LongBench-Write, whose `type` is a kind of text."""
     if row.get("constraint") is None:
-        if row.get("length") is None:
-            raise ValueError("has neither a constraint nor a length")
         return None
     return parse_constraint(str(row.get("type")), str(row["constraint"]))
 
@@ -164,6 +171,8 @@ def _demand_of(row: Row) -> Demand | None:
 def _required_words(row: Row, demand: Demand | None) -> int | None:
     if demand is not None:
         return demand.low if demand.kind == "about" else None
+    if row.get("length") is None:
+        return None
     try:
         words = int(row["length"])
     except (TypeError, ValueError, OverflowError):

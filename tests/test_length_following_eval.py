@@ -11,7 +11,7 @@ import pytest
 from fakes import hanzi, prose
 
 from eval.length_following_eval import summarize, table
-from self_lengthen.benchmark import answer_of, read_answers
+from self_lengthen.benchmark import measured_answer_of, read_answers
 from self_lengthen.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +125,7 @@ class TestReading:
         }
         for name, text in files.items():
             (tmp_path / name).write_text(text, encoding="utf-8")
-            assert read_answers(tmp_path / name) == list(map(answer_of, rows)), name
+            assert read_answers(tmp_path / name) == list(map(measured_answer_of, rows)), name
 
     def test_an_answer_keeps_its_line_separators_in_every_format(self, tmp_path):
         row = {**ZH, "response": "one\u2028two\x85three\r\nfour"}
@@ -160,7 +160,7 @@ class TestReading:
     @pytest.mark.parametrize("length", [0, -3, True, "long", [], 1e999])
     def test_a_length_that_is_no_number_of_words_is_refused(self, length):
         with pytest.raises(ValueError, match="not a number of words above 0"):
-            answer_of({**WRITE, "length": length})
+            measured_answer_of({**WRITE, "length": length})
 
     @pytest.mark.parametrize(
         ("question", "language"),
@@ -172,13 +172,13 @@ class TestReading:
         ],
     )
     def test_a_row_without_a_language_has_that_of_its_question(self, question, language):
-        assert answer_of({**WRITE, "prompt": question}).language == language
+        assert measured_answer_of({**WRITE, "prompt": question}).language == language
 
 
 class TestSummary:
     def test_the_overall_score_is_the_mean_over_the_answers_of_each_group(self):
         half = {**ZH, "response": hanzi(60)}  # a = 80: 2 * 60/80 - 1
-        summary = summarize(map(answer_of, [ZH, half, half, EN]))
+        summary = summarize(map(measured_answer_of, [ZH, half, half, EN]))
         assert summary["overall"]["longen"] == pytest.approx(62.5)
         assert summary["by"]["type"]["about"]["longen"] == pytest.approx(200 / 3)
         assert summary["by"]["language"]["en"]["longen"] == pytest.approx(50)
@@ -187,33 +187,35 @@ class TestSummary:
 
     def test_types_stand_in_longens_order(self):
         above, below = EN, {**EN, "type": "below", "constraint": "less than 100 words"}
-        types = summarize(map(answer_of, [below, above, ZH]))["by"]["type"]
+        types = summarize(map(measured_answer_of, [below, above, ZH]))["by"]["type"]
         assert list(types) == ["about", "above", "below"]
 
     def test_an_empty_response_is_an_answer_that_scores_nothing(self):
-        summary = summarize(map(answer_of, [ZH, {**ZH, "response": " \n"}]))
+        summary = summarize(map(measured_answer_of, [ZH, {**ZH, "response": " \n"}]))
         assert summary["overall"]["empty_share"] == 0.5
         assert summary["overall"]["longen"] == 50
         assert summary["overall"]["s_l"] == pytest.approx(49.7, abs=0.1)
 
     def test_an_answer_cut_by_max_tokens_is_counted(self):
         rows = [{**ZH, "finish_reason": "length"}, {**ZH, "finish_reason": "stop"}, ZH]
-        assert summarize(map(answer_of, rows))["overall"]["cut_share"] == pytest.approx(1 / 3)
+        assert summarize(map(measured_answer_of, rows))["overall"]["cut_share"] == pytest.approx(
+            1 / 3
+        )
 
     def test_longbench_write_has_s_l_alone(self):
-        summary = summarize([answer_of(WRITE)])
+        summary = summarize([measured_answer_of(WRITE)])
         assert summary["overall"]["s_l"] == 50 and summary["overall"]["longen"] is None
         assert summary["by"]["type"] == {} and summary["by"]["range"] == {}
         assert "-" in table(summary).splitlines()[1].split()
 
     def test_s_l_is_for_a_single_demanded_number(self):
-        assert summarize([answer_of(EN)])["overall"]["s_l"] is None
+        assert summarize([measured_answer_of(EN)])["overall"]["s_l"] is None
 
     def test_the_first_repeat_is_counted_in_its_tenth(self):
         twice = prose(50) + " " + prose(50)  # the window ends after 60 of 100 words
         at_end = " ".join([*(f"w{n}" for n in range(90)), *(f"w{n}" for n in range(10))])
         rows = [{**EN, "response": text} for text in (twice, at_end, prose(100))]
-        found = summarize(map(answer_of, rows))["repeats"]
+        found = summarize(map(measured_answer_of, rows))["repeats"]
         assert found["share"] == pytest.approx(2 / 3)
         assert found["first_in_tenth"] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1]
 
@@ -221,6 +223,6 @@ class TestSummary:
         rows = [{**EN, "response": prose(words)} for words in (90, 110)]
         other = [{**EN, "id": "en-2", "response": prose(100)} for _ in range(2)]
         alone = [{**EN, "id": "en-3", "response": prose(9)}]
-        found = summarize(map(answer_of, rows + other + alone))["spread"]
+        found = summarize(map(measured_answer_of, rows + other + alone))["spread"]
         assert found["questions"] == 2
         assert found["mean_share"] == pytest.approx((200**0.5 / 100 + 0) / 2)
