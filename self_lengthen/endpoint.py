@@ -31,7 +31,10 @@ REQUEST_TIMEOUT_S = 3 * 3600.0  # a 16k-token reply in a full batch takes many m
 CONNECT_TIMEOUT_S = 10.0
 RETRY_DEADLINE_S = 300.0
 TELL_EVERY_S = 30.0
-FASTCHAT_CONTEXT_OVERFLOW = 40303  # fastchat.constants.ErrorCode
+# How servers say that a prompt is too long: FastChat (fastchat.constants.ErrorCode), OpenAI; vLLM's
+# own server says it in words alone.
+CONTEXT_OVERFLOW_CODES = ("40303", "context_length_exceeded")
+CONTEXT_OVERFLOW_WORDS = "maximum context length"
 
 TRANSIENT = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
 
@@ -175,7 +178,7 @@ def _refusal(error: openai.APIStatusError) -> EndpointError:
     line = (
         f"HTTP {error.status_code} from {error.request.url}: {body.get('message') or error.message}"
     )
-    if body.get("code") in (FASTCHAT_CONTEXT_OVERFLOW, str(FASTCHAT_CONTEXT_OVERFLOW)):
+    if str(body.get("code")) in CONTEXT_OVERFLOW_CODES or CONTEXT_OVERFLOW_WORDS in line:
         return ContextOverflowError(line)
     return EndpointError(line)
 

@@ -187,9 +187,17 @@ class TestRetries:
         assert server.url in str(refusal.value)
         assert not isinstance(refusal.value, ContextOverflowError)
 
-    @pytest.mark.parametrize("code", [OVERFLOW, str(OVERFLOW)])
-    def test_a_full_context_has_its_own_error_and_is_not_tried_again(self, code):
-        with FakeServer([Turn(400, body=error(code, "4097 tokens"))]) as server:
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            (OVERFLOW, "4097 tokens"),
+            (str(OVERFLOW), "4097 tokens"),
+            ("context_length_exceeded", "4097 tokens"),
+            (400, "This model's maximum context length is 4096 tokens, not 4097 tokens."),
+        ],
+    )
+    def test_a_full_context_has_its_own_error_and_is_not_tried_again(self, code, message):
+        with FakeServer([Turn(400, body=error(code, message))]) as server:
             with pytest.raises(ContextOverflowError, match="4097 tokens"):
                 ask(server.url)
             assert len(server.requests) == 1

@@ -252,6 +252,18 @@ class TestJudging:
         assert (summary["judged"], summary["coverage"]) == (2, 0.5)
         assert summary["units"]["dropped"] == {"refusal": 1, "out_of_range": 1}
 
+    def test_an_answer_that_does_not_fit_the_judges_context_is_left_out_and_counted(
+        self, run, answers
+    ):
+        def full_for_40(request: Request) -> Turn:
+            if "Write 40 words" in request.body["messages"][0]["content"]:
+                return Turn(400, body=error(400, "the maximum context length is 8192 tokens"))
+            return Turn(text=PLAIN)
+
+        with FakeServer(full_for_40) as server:
+            summary = json.loads(run(server.url, answers, "--yes", "--min_coverage=0.7").out)
+        assert summary["units"]["dropped"] == {"context": 1} and summary["coverage"] == 0.75
+
     def test_no_judgement_at_all_is_no_result_however_low_the_threshold(self, run, answers):
         with (
             FakeServer(lambda _: Turn(text="No.")) as server,
