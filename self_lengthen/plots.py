@@ -283,13 +283,17 @@ def _figure(width_inches: float, panels: int) -> tuple[Figure, list[Axes]]:
 
 
 def _save(figure: Figure, run_dir: Path, name: str) -> str:
-    """Write the picture beside its place and rename it; returns the Markdown that shows it."""
-    path = run_dir / "plots" / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
+    """Write the picture to its place; returns the Markdown that shows it."""
+    save_figure(figure, run_dir / "plots" / f"{name}.png")
+    return f"![{name}](plots/{name}.png)"
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG beside its place and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("wb") as file:
         figure.savefig(file, format="png")
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    return f"![{name}](plots/{name}.png)"
