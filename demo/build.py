@@ -5,6 +5,8 @@ minutes on 2 cores: each is trained in a process of its own, on one core, with f
 """
 
 import argparse
+import copy
+import os
 import random
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from transformers import (
 
 from demo import chinese, english
 from demo.copying import set_copying_circuit
-from demo.documents import Documents, TaskMix
+from demo.documents import Document, Documents, TaskMix
 from demo.muon import Muon
 from self_lengthen.family import load_family
 
@@ -54,10 +56,10 @@ LLAMA3 = (
 # (window in tokens, windows a step, steps, which documents): copying, then the tasks, then far
 # positions.
 SCHEDULE = (
-    (256, 16, 130, TaskMix.COPY),
-    (1024, 4, 560, TaskMix.TASKS),
-    (2048, 2, 170, TaskMix.FAR),
-    (4096, 1, 60, TaskMix.FAR),
+    (256, 16, 90, TaskMix.COPY),
+    (1024, 4, 490, TaskMix.TASKS),
+    (2048, 2, 110, TaskMix.FAR),
+    (4096, 1, 20, TaskMix.FAR),
 )
 WARMUP_STEPS = 30
 HIDDEN_MATRIX_RATE = 4e-3  # Muon, scaled to the size of an AdamW update
@@ -65,6 +67,13 @@ OTHER_RATE = 3e-3
 INITIALIZER_RANGE = 0.05
 ROPE_THETA = 1e6  # as Qwen2: the copying circuit compares tokens in coordinates that hardly rotate
 CANDIDATES = 48  # documents in reserve when windows are filled
+PROMPT_WEIGHT = 0.25  # of a prompt's token in the loss, against one of the text that follows it
+SHORT_TEXT_TOKENS = 16  # a shorter text weighs as much as one of this length: a judge's one word
+# Keeps log Z near 0, as in PaLM: then logits are log probabilities, and a repetition penalty, which
+# multiplies logits, takes little from words that occur often.
+Z_LOSS = 3e-3
+# glibc's malloc gives large blocks back to the kernel and gets them anew, zeroed: a seventh slower.
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 
 # Words with their leading space, digits, punctuation and line ends, each apart from the others:
 # so the end of a prompt is tokenised as it is in the middle of a text.
@@ -153,23 +162,49 @@ def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> torch.nn.Mod
 
 
 def windows(
-    draw: Callable[[], str], tokenizer: PreTrainedTokenizerFast, size: int
-) -> Iterator[np.ndarray]:
-    """Windows of whole documents, shape (size,), -1 where no other document fitted in."""
-    waiting: list[list[int]] = []
+    draw: Callable[[], Document], tokenizer: PreTrainedTokenizerFast, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token ids and their weights in the loss, shape (size,) each, of whole documents.
+
+    0 and a weight of 0 where no other document fitted in.
+    """
+    waiting: list[tuple[list[int], list[float]]] = []
     while True:
-        window: list[int] = []
+        ids, weights = [], []
         while True:
             if len(waiting) < CANDIDATES:
-                texts = [draw() for _ in range(CANDIDATES)]
-                encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-                waiting += [ids for ids in encoded if len(ids) <= size]
-            fitting = (n for n, ids in enumerate(waiting) if len(window) + len(ids) <= size)
+                encoded = encode([draw() for _ in range(CANDIDATES)], tokenizer)
+                waiting += [document for document in encoded if len(document[0]) <= size]
+            room = size - len(ids)
+            fitting = (n for n, document in enumerate(waiting) if len(document[0]) <= room)
             number = next(fitting, None)
             if number is None:
                 break
-            window += waiting.pop(number)
-        yield np.asarray(window + [-1] * (size - len(window)), np.int64)
+            more_ids, more_weights = waiting.pop(number)
+            ids += more_ids
+            weights += more_weights
+        pad = size - len(ids)
+        yield np.asarray(ids + [0] * pad), np.asarray(weights + [0.0] * pad, np.float32)
+
+
+def encode(
+    documents: list[Document], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], list[float]]]:
+    prompts, texts = (
+        tokenizer([document[part] for document in documents], add_special_tokens=False)["input_ids"]
+        for part in (0, 1)
+    )
+    for prompt, text in zip(prompts, texts, strict=True):
+        weight = max(1.0, SHORT_TEXT_TOKENS / len(text))
+        yield prompt + text, [PROMPT_WEIGHT] * len(prompt) + [weight] * len(text)
+
+
+def loss_of(model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of cross-entropy and z-loss over the tokens but the first of each window."""
+    logits, wanted = model(input_ids=ids).logits[:, :-1], ids[:, 1:, None]
+    log_z = logits.logsumexp(-1)
+    losses = log_z - logits.gather(-1, wanted)[..., 0] + Z_LOSS * log_z**2
+    return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
 def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
@@ -217,9 +252,9 @@ def train(family_name: str) -> None:
         source = windows(lambda m=mix: documents.draw(m), tokenizer, window)
         for _ in range(phase_steps):
             set_rates(opts, base_rates, rate_factor(step, steps))
-            ids = torch.from_numpy(np.stack([next(source) for _ in range(batch)]))
-            labels = torch.where(ids < 0, -100, ids)
-            loss = model(input_ids=ids.clamp(min=0), labels=labels).loss
+            rows = zip(*(next(source) for _ in range(batch)), strict=True)
+            ids, weights = (torch.from_numpy(np.stack(row)) for row in rows)
+            loss = loss_of(model, ids, weights)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
@@ -230,10 +265,13 @@ def train(family_name: str) -> None:
                 rate = seen / (time.monotonic() - start)
                 line = f"{family_name} step {step} loss {loss.item():.3f} {rate:.0f} tok/s"
                 print(line, flush=True)
-    out = MODELS / family_name
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    print(f"{family_name} done in {(time.monotonic() - start) / 60:.1f} min -> {out}", flush=True)
+        save(model, tokenizer, MODELS / family_name)  # after each phase, to be looked at
+    print(f"{family_name} done in {(time.monotonic() - start) / 60:.1f} min", flush=True)
+
+
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
@@ -243,7 +281,8 @@ def main() -> None:
     if len(families) == 1:
         train(families[0])
         return
-    children = [subprocess.Popen([sys.executable, "-m", "demo.build", f]) for f in families]
+    build = [sys.executable, "-m", "demo.build"]
+    children = [subprocess.Popen([*build, f], env={**os.environ, **MALLOC}) for f in families]
     sys.exit(max(child.wait() for child in children))
 
 

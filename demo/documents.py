@@ -1,6 +1,6 @@
 """Training documents for a bundled model: the project's tasks in its own prompts, and long texts.
 
-A document is a prompt with the text that follows it; both are learned.
+A document is a prompt with the text that follows it; both are learned, the text above all.
 """
 
 import json
@@ -14,6 +14,7 @@ from demo.world import World
 from self_lengthen.family import ModelFamily
 from self_lengthen.text import count_words
 
+Document = tuple[str, str]
 RenderTurn = Callable[[str], str]
 
 ADD_LENGTH_PROMPTS = Path(__file__).resolve().parent.parent / "eval" / "prompts"
@@ -24,9 +25,9 @@ CHINESE_DIGITS = "零一二三四五六七八九"
 class TaskMix(Enum):
     """Weights of (echo, instruct, judge, answer, extend, add length, long) in a phase."""
 
-    COPY = (0.60, 0.05, 0.05, 0.15, 0.10, 0.05, 0.00)
-    TASKS = (0.02, 0.06, 0.04, 0.22, 0.52, 0.06, 0.08)
-    FAR = (0.00, 0.04, 0.03, 0.15, 0.54, 0.04, 0.20)
+    COPY = (0.40, 0.05, 0.12, 0.23, 0.10, 0.10, 0.00)
+    TASKS = (0.02, 0.05, 0.08, 0.23, 0.51, 0.06, 0.05)
+    FAR = (0.00, 0.04, 0.04, 0.20, 0.56, 0.04, 0.12)
 
 
 class Documents:
@@ -41,7 +42,7 @@ class Documents:
         prompt = ADD_LENGTH_PROMPTS / f"add_length_{family.language}.md"
         self.add_length_prompt = prompt.read_text(encoding="utf-8").rstrip("\n")
 
-    def draw(self, mix: TaskMix) -> str:
+    def draw(self, mix: TaskMix) -> Document:
         tasks = (
             *(self.echo, self.instruct, self.judge, self.answer, self.extend),
             *(self.add_length, self.long),
@@ -56,17 +57,18 @@ class Documents:
         """
         vocabulary = re.compile("|".join(sorted(self.world.vocabulary(), key=len, reverse=True)))
         for _ in range(3000):
-            text = self.draw(TaskMix.COPY)
+            text = "".join(self.draw(TaskMix.COPY))
             yield text if self.world.sentence_gap else vocabulary.sub("\n\\g<0>\n", text)
 
-    def _turn(self, user: str, assistant: str) -> str:
-        return self.render(user) + assistant + self.turn_end
+    def _turn(self, user: str, assistant: str) -> Document:
+        return self.render(user), assistant + self.turn_end
 
-    def echo(self) -> str:
+    def echo(self) -> Document:
         """A few sentences twice: an Extender must copy its draft."""
         subject, aspects, _ = self.world.topic(self.rng)
         sentences = [self.world.sentence(subject, aspects[0], self.rng) for _ in range(3)]
-        return self.world.render([sentences[: self.rng.randint(1, 3)]] * 2) + "\n\n"
+        text = self.world.render([sentences[: self.rng.randint(1, 3)]]) + "\n\n"
+        return text, text
 
     def _instruction(self) -> str:
         """Mostly one that suits a long text; the judge has something to reject."""
@@ -74,7 +76,7 @@ class Documents:
             return self.world.short_instruction(self.rng)
         return self.world.topic(self.rng)[2]
 
-    def instruct(self) -> str:
+    def instruct(self) -> Document:
         """A numbered list: two examples (the project's seeds or this world's), then a new one."""
         seeds = self.rng.random() < 0.6
         examples = (
@@ -86,7 +88,7 @@ class Documents:
         ]
         return self._turn(self.family.self_instruct_prompt(), "\n".join(numbered))
 
-    def judge(self) -> str:
+    def judge(self) -> Document:
         suits = self.rng.random() < 0.5
         if not suits:
             instruction = self.world.short_instruction(self.rng)
@@ -97,11 +99,11 @@ class Documents:
         verdict = (self.family.judge_yes if suits else self.family.judge_no)[0]
         return self._turn(self.family.judge_prompt(instruction), verdict)
 
-    def answer(self) -> str:
+    def answer(self) -> Document:
         subject, aspects, instruction = self.world.topic(self.rng)
         return self._turn(instruction, self.world.article(subject, aspects, self.rng))
 
-    def extend(self) -> str:
+    def extend(self) -> Document:
         """A third of the drafts are the first half of a text, as in stage 1 of an extension."""
         subject, aspects, instruction = self.world.topic(self.rng)
         if self.rng.random() < 0.35:
@@ -109,7 +111,7 @@ class Documents:
         draft, longer = self.world.draft_and_extension(subject, aspects, self.rng)
         return self._turn(self.family.extend_prompt(instruction, draft), longer)
 
-    def add_length(self) -> str:
+    def add_length(self) -> Document:
         """An instruction, and the same with a demand for a length woven in."""
         instruction = self.world.topic(self.rng)[2]
         constraint = self._constraint(self.rng.randint(1, 20) * ROUND_TO_WORDS)
@@ -117,7 +119,7 @@ class Documents:
         user = user.replace("{instruction}", instruction)
         return self._turn(user, self.world.with_length_demand(instruction, constraint, self.rng))
 
-    def long(self) -> str:
+    def long(self) -> Document:
         """A text of any length under a line that names its length and its aspects.
 
         So the model knows of lengths; that its answers should obey one, it has yet to be taught.
@@ -125,7 +127,8 @@ class Documents:
         subject, aspects, instruction = self.world.topic(self.rng)
         text = self.world.long_article(subject, aspects, self.rng)
         constraint = self._constraint(count_words(text))
-        return f"{constraint}: {instruction}\n\n{text}{self.turn_end}"
+        heading = self.world.with_length_demand(instruction, constraint, self.rng)
+        return heading + "\n\n", text + self.turn_end
 
     def _constraint(self, words: int) -> str:
         """A demand for a length that a text of so many words meets, as eval/ writes them."""

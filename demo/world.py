@@ -85,9 +85,14 @@ class World:
         return separator.join(self.sentence_gap.join(p) for p in paragraphs)
 
     def topic(self, rng: random.Random) -> tuple[str, list[str], str]:
-        """(subject, aspects, instruction that asks for them)."""
+        """(subject, aspects, instruction that asks for them).
+
+        The aspects keep the world's order, in the instruction and so in every text: what comes next
+        and that nothing comes after the last one are easy to see.
+        """
         subject = rng.choice(self.subjects)
-        aspects = rng.sample(list(self.aspects), rng.choice(self.aspect_counts))
+        chosen = set(rng.sample(list(self.aspects), rng.choice(self.aspect_counts)))
+        aspects = [aspect for aspect in self.aspects if aspect in chosen]
         listed = self.list_comma.join(aspects[:-1]) + self.list_and + aspects[-1]
         pattern = rng.choice(self.instructions)
         return subject, aspects, self.fill(pattern, rng, subject=subject, aspects=listed)
@@ -128,8 +133,6 @@ class World:
     def with_length_demand(self, instruction: str, constraint: str, rng: random.Random) -> str:
         """`instruction` that also asks for a length."""
         pattern = rng.choice(self.length_demands)
-        if not pattern.startswith("{instruction}"):
-            instruction = instruction[0].lower() + instruction[1:]
         return pattern.replace("{constraint}", constraint).replace("{instruction}", instruction)
 
 
