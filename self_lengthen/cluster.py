@@ -192,7 +192,7 @@ class Cluster:
     def _wait_until_left(self) -> None:
         deadline = time.monotonic() + LEAVE_S
         while time.monotonic() < deadline:
-            if all(self.state(rank).get("left") for rank in self._seen):
+            if all(self.state(rank).get("left") for rank in list(self._seen)):
                 return
             time.sleep(POLL_S)
 

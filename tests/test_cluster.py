@@ -25,15 +25,15 @@ from self_lengthen.errors import RunError, UserError
 from self_lengthen.node import ALONE, Node
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_S = 30
+LIMIT_S = 120
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A beat is 50 ms; a rank is lost after 2 s."""
+    """A beat is 50 ms; a rank is lost after 8 s, for which a busy machine may let it wait."""
     monkeypatch.setattr(cluster, "BEAT_S", 0.05)
     monkeypatch.setattr(cluster, "POLL_S", 0.02)
-    monkeypatch.setattr(cluster, "LOST_AFTER_S", 2.0)
+    monkeypatch.setattr(cluster, "LOST_AFTER_S", 8.0)
 
 
 @pytest.fixture
@@ -196,22 +196,18 @@ def test_promise_7_a_killed_rank_is_noticed_and_named(nodes, killed):
 
 def test_a_store_that_does_not_answer_is_a_lost_rank_0():
     here = Cluster(Node(1, 2, "127.0.0.1", 1, "127.0.0.1"), 1)
-    here._round_ended = time.monotonic() - 3  # the thread hangs in a call
-    with pytest.raises(RunError, match=r"^rank 0 is lost \(silent for 3 s\)"):
+    here._round_ended = time.monotonic() - 9  # the thread hangs in a call
+    with pytest.raises(RunError, match=r"^rank 0 is lost \(silent for \d+ s\)"):
         here.check()
 
 
-def test_a_rank_that_left_in_peace_is_not_lost(nodes):
-    def work(here: Cluster) -> str:
-        if here.node.rank == 2:
-            return "left"
-        deadline = time.monotonic() + 3
-        while time.monotonic() < deadline:
-            here.check()
-            time.sleep(0.05)
-        return "stayed"
-
-    assert together(nodes(3), work) == ["stayed", "stayed", "left"]
+def test_a_rank_that_is_silent_is_lost_unless_it_left_in_peace():
+    here = Cluster(Node(0, 2, "127.0.0.1", 1, "127.0.0.1"), 1)
+    here._heard, here._seen = {1: time.monotonic() - 9}, {1: {"beat": 5, "left": True}}
+    here.check()
+    here._seen = {1: {"beat": 5}}
+    with pytest.raises(RunError, match=r"^rank 1 is lost \(silent for \d+ s\)"):
+        here.check()
 
 
 def test_two_nodes_of_one_rank_are_refused(nodes):

@@ -21,7 +21,7 @@ from self_lengthen.errors import UserError, main_exit
 from self_lengthen.options import DEMO, FREE_TO_CHANGE, read_options
 
 ROOT = Path(__file__).resolve().parents[1]
-SHELL_LIMIT_S = 60
+SHELL_LIMIT_S = 300  # a busy machine
 CONTEXT_TOKENS = 4096
 HEADS = 6
 MODEL = "--base_model=model"
