@@ -27,9 +27,9 @@ from self_lengthen.runfolder import EXTENDED, INITIAL, INSTRUCTIONS, RunFolder
 from self_lengthen.steps import common, extend_responses, initial_responses
 
 FAMILY = load_family(MODEL.name)
-RELEASED_IN_FLIGHT = 32  # a GPU: the paper's release
 DEGENERATE = 3  # one request of so many
-CONFIGURATIONS = [(stop, n) for n in (RELEASED_IN_FLIGHT, 0) for stop in ("no", "yes")]
+# (early stop, in flight; 0: by load): the released way, ours, and each change alone
+CONFIGURATIONS = (("no", 32), ("yes", 0), ("yes", 32), ("no", 0))
 STEPS = (initial_responses, extend_responses)
 
 
@@ -67,12 +67,12 @@ def measure(run: RunFolder, base_url: str, concurrency: int) -> dict[str, Any]:
     rows = list(read_rows(run.step(1, EXTENDED).data))
     tokens = sum(summary["tokens"]["completion"] for summary in summaries)
     words = sum(row["words"] for row in rows)
-    repeated = sum(s["attempts"]["rejected"].get("repetition", 0) for s in summaries)
-    attempts = sum(summary["attempts"]["total"] for summary in summaries)
+    attempts = [summary["attempts"] for summary in summaries]
+    rejected = 1 - sum(a["accepted"] for a in attempts) / sum(a["total"] for a in attempts)
     idle = [summary["idle_share"] for summary in summaries]
     return {
         **{"words": words, "texts": len(rows), "tokens": tokens, "seconds": seconds},
-        **{"repeated": repeated / attempts, "idle": idle},
+        **{"rejected": rejected, "idle": idle},
     }
 
 
@@ -81,7 +81,7 @@ def row(early_stop: str, in_flight: int, got: dict[str, Any], first: dict[str, A
     cost_0, rate_0 = first["tokens"] / first["words"], first["words"] / first["seconds"]
     idle = " and ".join("–" if share is None else f"{share:.0%}" for share in got["idle"])
     cells = [early_stop, str(in_flight or "by load"), str(got["texts"]), str(got["words"])]
-    cells += [f"{got['repeated']:.0%}", f"{cost:.2f}", f"{cost / cost_0:.2f}"]
+    cells += [f"{got['rejected']:.0%}", f"{cost:.2f}", f"{cost / cost_0:.2f}"]
     return " | ".join([*cells, f"{rate:.1f}", f"{rate / rate_0:.2f}", idle])
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     common.Endpoint = lambda url, *_: AskingEndpoint(url, degenerate)
     if args.virtual:
         common.uvloop = SimpleNamespace(run=run_virtually)
-    print("| early stop | in flight | accepted texts | their words | attempts that repeat", end="")
+    print("| early stop | in flight | accepted texts | their words | attempts rejected", end="")
     print(" | tokens a word | ratio | words/s | ratio | engine idle, step 1 and 2 |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---|")
     server = nullcontext("") if args.virtual else served({})

@@ -25,7 +25,9 @@ from self_lengthen.text import count_words
 
 STEP_S, TEXT_S = 0.010, 0.00004
 BATCH = 256
-FIRST_WORDS = 800  # of an initial response, on average: the paper's first iteration
+FIRST_PART = (
+    1 / 16
+)  # of max_tokens are an initial response: the paper's first 1,000 words to 16,384
 GROWTH = 1.5  # of a stage
 DEGENERATE_SHARE = 1 / 3
 LOOP_WORDS = 15
@@ -103,7 +105,7 @@ def reply_words(user: str, opened_with: str, seed: int, limit: int) -> list[str]
     """A reply word by word, each with the white space that follows it."""
     luck = random.Random(f"{seed}/{len(opened_with)}")
     asked = user.rpartition("Draft:\n")[2] if "Draft:\n" in user else ""
-    wanted = GROWTH * count_words(asked) - count_words(opened_with) if asked else FIRST_WORDS
+    wanted = GROWTH * count_words(asked) - count_words(opened_with) if asked else FIRST_PART * limit
     count = max(20, int(wanted * luck.uniform(0.7, 1.3)))
     start = luck.randrange(10**9)
     numbers = list(range(start, start + count))
