@@ -241,7 +241,7 @@ def main() -> None:
         return
     plan.options["base_model"] = local_base_model(plan.options["base_model"])
     claim_folder(plan)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, on_terminate)
     started = time.monotonic()
     log.info("run folder: %s", plan.results)
     pipeline.go()
@@ -249,7 +249,7 @@ def main() -> None:
     print(plan.results / "report.md")
 
 
-def _interrupt(*_: object) -> NoReturn:
+def on_terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 

@@ -1,6 +1,7 @@
 """What the steps share: command line, folder, the way from a fan-out to a finished step.
 
     python <family>/step1_gen_initial_responses.py --results=DIR --iteration=N --base_url=URL
+    python <family>/step1_gen_initial_responses.py --results=DIR --round=K --base_url=URL
 
 The options of the method (instruct_count, seed, sampling ...) come from the run's run.json.
 """
@@ -14,11 +15,12 @@ from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from self_lengthen.cli import Parser
+from self_lengthen.cli import Parser, at_least
 from self_lengthen.endpoint import Endpoint, Sampling
 from self_lengthen.errors import UserError, main_exit
 from self_lengthen.family import ModelFamily
@@ -30,7 +32,7 @@ from self_lengthen.runfolder import KeptRecords, RunFolder, StepFolder
 
 @dataclass(frozen=True)
 class StepRun:
-    """One step of one iteration of one run."""
+    """One step of one iteration of one run, or of one round of collection after the last one."""
 
     name: str  # its folder
     family: ModelFamily
@@ -38,22 +40,47 @@ class StepRun:
     iteration: int
     base_url: str
     concurrency: int
+    round: int = 0  # of collection; 0: a step of the iteration itself
 
     @property
     def folder(self) -> StepFolder:
-        return self.run.step(self.iteration, self.name)
+        return self._step(self.name)
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        own = self.run.round(self.round).options if self.round else {}
+        return {**self.run.options, **own}
 
     @property
-    def options(self) -> dict[str, Any]:
-        return self.run.options
+    def label(self) -> str:
+        """Opens the ids of its rows: "i3" in an iteration, "c2" in a round of collection."""
+        return f"c{self.round}" if self.round else f"i{self.iteration}"
+
+    @property
+    def place(self) -> str:
+        """For a person: "iteration 3", "round 2"."""
+        return f"round {self.round}" if self.round else f"iteration {self.iteration}"
 
     def input(self, name: str) -> StepFolder:
-        """The finished step `name` of this iteration."""
-        return self.run.step(self.iteration, name).require()
+        """The finished step `name` of this iteration or round."""
+        return self._step(name).require()
+
+    def earlier(self, name: str) -> Iterator[StepFolder]:
+        """The finished steps `name` of all iterations and rounds before this one."""
+        for iteration in range(1, self.iteration):
+            yield self.run.step(iteration, name).require()
+        for number in range(1, self.round):
+            yield self.run.round(number).step(name).require()
+
+    def _step(self, name: str) -> StepFolder:
+        if self.round:
+            return self.run.round(self.round).step(name)
+        return self.run.step(self.iteration, name)
 
     def rng(self, *purpose: object) -> random.Random:
         """Luck of this step for one purpose, independent of any order."""
-        return random.Random("/".join(map(str, (self.seed, self.iteration, self.name, *purpose))))
+        place = self.label if self.round else self.iteration
+        return random.Random("/".join(map(str, (self.seed, place, self.name, *purpose))))
 
     @property
     def seed(self) -> int:
@@ -83,7 +110,9 @@ def run_step(name: str, family: ModelFamily, make: Callable[[StepRun], None]) ->
 def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> None:
     parser = Parser(description=make.__doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--iteration", type=int, required=True, help="macro-iteration, from 1")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--iteration", type=at_least(1), help="macro-iteration, from 1")
+    place.add_argument("--round", type=at_least(1), default=0, help="of collection, from 1")
     parser.add_argument("--base_url", default="", help="of the server, ends in /v1")
     parser.add_argument("--concurrency", type=int, default=64, help="units in flight")
     args = parser.parse_args()
@@ -92,7 +121,8 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
         raise UserError(
             f"{args.results} is a run of the family {run.options['family']}: use its script"
         )
-    step = StepRun(name, family, run, args.iteration, args.base_url, args.concurrency)
+    iteration = args.iteration or run.round(args.round).options["iteration"]
+    step = StepRun(name, family, run, iteration, args.base_url, args.concurrency, args.round)
     if not step.folder.complete:
         make(step)
 
@@ -107,7 +137,7 @@ def fan_out(
 
     async def main() -> Counts:
         journal = step.folder.open_journal()
-        label = f"iteration {step.iteration} {step.name}"
+        label = f"{step.place} {step.name}"
         engine = FanOut(
             label,
             total,

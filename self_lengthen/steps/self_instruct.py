@@ -40,8 +40,8 @@ class InstructionWriter:
         if len(self.pool) < EXAMPLES:
             raise UserError(f"{step.options['seeds']}: has fewer than {EXAMPLES} seed instructions")
         self.taken = {instruction_key(seed) for seed in self.pool}
-        for iteration in range(1, step.iteration):
-            for row in read_rows(step.run.step(iteration, INSTRUCTIONS).require().data):
+        for earlier in step.earlier(INSTRUCTIONS):
+            for row in read_rows(earlier.data):
                 self.taken.add(instruction_key(row["instruction"]))
         journal = step.folder.open_journal()
         for record in journal.records():
@@ -56,7 +56,7 @@ class InstructionWriter:
             self.pool.append(instruction)
 
     async def write(self, tally: Tally, unit: int) -> Outcome:
-        name = f"i{self.step.iteration}-q{unit:06d}"
+        name = f"{self.step.label}-q{unit:06d}"
         reason: str | None = None
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
