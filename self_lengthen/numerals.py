@@ -13,33 +13,26 @@ FORMAL = str.maketrans("壹贰叁肆伍陆柒捌玖拾佰仟萬俩", "一二三�
 SMALL_SCALES = {"十": 10, "百": 100, "千": 1000}
 SUFFIXES = {"k": 1000, "w": 10_000, "百": 100, "千": 1000, "万": 10_000}
 
-ONES = dict(
-    zip(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen".split(),
-        range(20),
-        strict=True,
-    )
-)
-TENS = dict(
-    zip(
-        "twenty thirty forty fifty sixty seventy eighty ninety".split(),
-        range(20, 100, 10),
-        strict=True,
-    )
-)
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+fifteen sixteen seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+ONES = {word: value for value, word in enumerate(_ONES.split())}
+TENS = {word: 10 * value for value, word in enumerate(_TENS.split(), 2)}
 ENGLISH_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
 
 # One pattern for each way of writing; a number is the longest that one of them matches.
-DIGITS = r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\s?(?:[kK](?![a-zA-Z])|[wW百千万](?=\s*[个字]))?"
-CHINESE = r"[零〇一二两俩三四五六七八九十百千万壹贰叁肆伍陆柒捌玖拾佰仟萬]+"
-_SMALL = "|".join([*ONES, *TENS])
-_WORDS = "|".join([*ENGLISH_SCALES, *ONES, *TENS])
-ENGLISH = (
-    rf"(?i:\b(?:(?:{_SMALL})|an?(?=[\s-]+(?:{'|'.join(ENGLISH_SCALES)})))"
-    rf"(?:(?:[\s-]+|\s+and\s+)(?:an?\s+half|{_WORDS})\b)*)"
+DIGITS = (
+    r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?!\d)(?:\.\d+)?"
+    r"(?:\s?(?:万\s?\d千|[百千万]|[kKwW](?![a-zA-Z])))?"
 )
-NUMBER = f"{DIGITS}|{CHINESE}|{ENGLISH}"
+CHINESE = r"[零〇一二两俩三四五六七八九十百千万壹贰叁肆伍陆柒捌玖拾佰仟萬]+"
+_SMALL = rf"(?:{'|'.join([*ONES, *TENS])})\b"
+_SCALE = rf"(?:{'|'.join(ENGLISH_SCALES)})\b"
+ENGLISH = (
+    rf"(?i:\b(?:{_SMALL}|an?(?=[\s-]+{_SCALE}))"
+    rf"(?:[\s-]+(?:{_SCALE}|{_SMALL})|\s+and\s+(?:an?\s+half\b|{_SMALL}(?!\s+{_SCALE})))*)"
+)
+NUMBER = f"(?>{DIGITS}|{CHINESE}|{ENGLISH})"  # atomic: twenty-five is no 20 to 5
 
 
 def read_number(text: str) -> int | None:
@@ -53,15 +46,19 @@ def read_number(text: str) -> int | None:
 
 
 def _digits(text: str) -> int:
-    suffix = SUFFIXES.get(text[-1].casefold(), 1)
-    number = text.rstrip("kKwW百千万 ").replace(",", "")
-    return round(float(number) * suffix)
+    text = re.sub(r"[,\s]", "", text)
+    if not text[-1].isdigit():
+        head, _, thousands = text[:-1].rpartition("万")  # 1万5千
+        if head:
+            return round(float(head) * 10_000) + int(thousands) * 1000
+        return round(float(text[:-1]) * SUFFIXES[text[-1].casefold()])
+    return round(float(text))
 
 
 def _chinese(text: str) -> int | None:
-    """一万五千 and the short 一万五 alike; None for a row of digits without scales but years'."""
+    """一万五千, the short 一万五, and 三〇〇〇; None for 三四 and 三四千, which say a range."""
     if not set(text) & set("十百千万"):
-        return int("".join(str(DIGIT_VALUES[c]) for c in text)) if len(text) != 2 else None
+        return None if len(text) == 2 else int("".join(str(DIGIT_VALUES[c]) for c in text))
     ten_thousands, found, rest = text.rpartition("万")
     high = _below_ten_thousand(ten_thousands or "一") if found else 0
     low = _below_ten_thousand(rest) if rest else 0
@@ -115,13 +112,12 @@ def chinese_numeral(number: int) -> str:
         raise ValueError(f"{number} is not in 1 to 99,999,999")
     high, low = divmod(number, 10_000)
     gap = "零" if high and 0 < low < 1000 else ""
-    return (f"{_group(high)}万" if high else "") + gap + (_group(low) if low else "")
+    ten_thousands = "两" if high == 2 else _group(high)
+    return (f"{ten_thousands}万" if high else "") + gap + _group(low)
 
 
 def _group(number: int) -> str:
-    """A number below 10,000; 两 before 千 and 万, 十五 rather than 一十五."""
-    if number == 2:
-        return "两"
+    """A number below 10,000, "" for 0; 两千 and 十五 rather than 二千 and 一十五."""
     written, pending = "", False
     for character, scale in (("千", 1000), ("百", 100), ("十", 10), ("", 1)):
         digit, number = divmod(number, scale)
