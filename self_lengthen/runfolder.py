@@ -63,7 +63,7 @@ class StepFolder:
     def open_journal(self) -> Journal:
         return Journal(self.path / "journal.jsonl")
 
-    def claim(self, options: Row) -> None:
+    def claim(self, options: Row, otherwise: str = "--fresh to start over beside it") -> None:
         """Note what the data depend on; refuse to mix them with data made from other options."""
         file = self.path / "step.json"
         if not file.exists():
@@ -73,7 +73,7 @@ class StepFolder:
             if options.get(name) != before:
                 raise UserError(
                     f"{self.path} was started with {name}={before}, not {options.get(name)}: "
-                    "give the same value, or --fresh to start over beside it"
+                    f"give the same value, or {otherwise}"
                 )
 
     def finish(self, rows: Iterator[Row], summary: Row) -> None:

@@ -133,20 +133,39 @@ def fan_out(
     """Do all units of a step against the server; their counts, and the seconds of this session."""
     if not step.base_url:
         raise UserError(f"the step {step.name} asks a server: give --base_url=http://HOST:PORT/v1")
+    label, ratio = f"{step.place} {step.name}", step.options["finish_ratio"]
+    ask = Asking(label, step.folder, Endpoint(step.base_url), step.concurrency, ratio)
+    return ask_all(ask, total, work)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Whom to ask, how many at once, and where what is finished is noted."""
+
+    label: str
+    folder: StepFolder
+    endpoint: Endpoint
+    concurrency: int
+    finish_ratio: float = 1.0
+
+
+def ask_all(
+    ask: Asking, total: int, work: Callable[[Tally, int], Awaitable[Outcome]]
+) -> tuple[Counts, float]:
+    """Do all units that the folder's journal does not hold; their counts, and the seconds."""
     started = time.monotonic()
 
     async def main() -> Counts:
-        journal = step.folder.open_journal()
-        label = f"{step.place} {step.name}"
+        journal = ask.folder.open_journal()
         engine = FanOut(
-            label,
+            ask.label,
             total,
             journal,
-            concurrency=step.concurrency,
-            finish_ratio=step.options["finish_ratio"],
+            concurrency=ask.concurrency,
+            finish_ratio=ask.finish_ratio,
         )
         try:
-            async with Endpoint(step.base_url) as endpoint:
+            async with ask.endpoint as endpoint:
                 return await engine.run(lambda unit: work(Tally(endpoint), unit))
         finally:
             journal.close()
