@@ -138,8 +138,8 @@ class TestRewriting:
     @pytest.mark.parametrize(
         "rewritten",
         [
-            "Write a report of around 3,000 words on the history of tea in the north, and examples.",
-            "In about three thousand words, report on the history of tea in the north, with examples.",
+            "Write a report of around 3,000 words on the history of tea in the north with examples",
+            "In about three thousand words, report on the history of tea in the north.",
             f"{QUERY}\nLength: around 3000 words.",
             f"{QUERY} It should have roughly 3k words.",
             f"{QUERY} Make it 3000 words long.",
