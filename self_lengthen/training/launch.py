@@ -97,6 +97,11 @@ def _shares(gpus: Sequence[str], parts: int) -> list[list[str]]:
     return [list(gpus[i * size : (i + 1) * size]) for i in range(parts)]
 
 
+def device_env(gpus: Sequence[str]) -> dict[str, str]:
+    """For a job that has all of these GPUs, or without any the whole CPU."""
+    return _gpu_env(gpus) if gpus else _cpu_env(1)
+
+
 def _gpu_env(gpus: Sequence[str]) -> dict[str, str]:
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
@@ -129,7 +134,7 @@ def _train_together(jobs: Sequence[TrainingJob], logs: Path, timeout_s: float) -
         for job in jobs:
             _prepare(job)
             process = Owned(
-                f"training of {job.role}", job.command, logs / f"{job.role}.log", _env(job)
+                f"training of {job.role}", job.command, logs / f"{job.role}.log", process_env(job)
             )
             running[job] = stack.enter_context(process)
         spoke = time.monotonic()
@@ -168,17 +173,17 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def _env(job: TrainingJob) -> dict[str, str]:
-    """The job's own, a free port, and our interpreter's folder on PATH for torchrun."""
+def process_env(job: TrainingJob) -> dict[str, str]:
+    """The job's own, a free port if it has none, our interpreter's folder on PATH for torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**job.env, "MASTER_PORT": str(port), "PATH": path, "DISABLE_VERSION_CHECK": "1"}
+    return {"MASTER_PORT": str(port), **job.env, "PATH": path, "DISABLE_VERSION_CHECK": "1"}
 
 
 def _finish(job: TrainingJob, process: Owned, status: int, seconds: float) -> None:
-    if status != 0 or not (job.output / "adapter_model.safetensors").exists():
+    if status != 0 or not any(job.output.glob("*model*.safetensors")):
         raise RunError(
             f"{process.name} ended with status {status}; log: {process.log}\n{process.log_tail()}"
         )
