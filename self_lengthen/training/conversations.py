@@ -86,8 +86,12 @@ class Rows:
         return len(self._rows)
 
     def __getitem__(self, number: int) -> Conversation | None:
+        return conversation(self.raw(number))
+
+    def raw(self, number: int) -> Any:
+        """The row as it stands in the file. Raises UserError that names a line that is no JSON."""
         try:
-            return conversation(self._rows[number])
+            return self._rows[number]
         except ValueError as error:
             raise UserError(f"{self.path}:{number + 1}: is not JSON ({error})") from error
 
