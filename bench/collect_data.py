@@ -2,7 +2,8 @@
 
     python bench/collect_data.py [--rows=1000,100000] [--words=200]
 
-Needs nothing but Python. Writes a run of so many texts (one in a hundred twice) into a temporary folder and prints a table.
+Needs nothing but Python. Writes a run of so many texts (one in a hundred twice) into a temporary
+folder and prints a table.
 """
 
 import argparse
