@@ -5,12 +5,14 @@ import logging
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from self_lengthen.errors import UserError
-from self_lengthen.files import read_json, write_json
+from self_lengthen.files import lock_or_wait, read_json, write_json
 from self_lengthen.options import FREE_TO_CHANGE, REPO_ROOT, Plan
 
 PACKAGES = (
@@ -27,24 +29,36 @@ PACKAGES = (
 log = logging.getLogger("run.sh")
 
 
-def claim_folder(plan: Plan) -> None:
-    """Write run.json, or check that the old one has the same options. Raises UserError if not."""
+@contextmanager
+def claim_folder(plan: Plan) -> Iterator[None]:
+    """The run's folder is ours: run.json says for which options, and no other run.sh works there.
+
+    Raises UserError when it was started with others, or cannot be had.
+    """
     try:
-        _claim(plan)
+        lock = _claim(plan)
     except OSError as error:
         raise UserError(
             f"--results={plan.results}: cannot be made or written ({error.strerror}); give another "
             "folder"
         ) from error
+    with lock:  # kept open: closed, also by our death, it is free again
+        yield
 
 
-def _claim(plan: Plan) -> None:
+def _claim(plan: Plan) -> IO[bytes]:
     file = plan.results / "run.json"
-    if file.exists() and plan.fresh:
-        set_aside(plan.results)
     if file.exists():
-        refuse_other_options(plan, read_json(file)["options"])
-        return
+        lock = lock_run(file)
+        if not plan.fresh:
+            try:
+                refuse_other_options(plan, read_json(file)["options"])
+            except UserError:
+                lock.close()
+                raise
+            return lock
+        set_aside(plan.results)
+        lock.close()
     if plan.results.exists() and any(plan.results.iterdir()):
         raise UserError(f"--results={plan.results}: holds other files; give an empty or new folder")
     plan.results.mkdir(parents=True, exist_ok=True)
@@ -58,6 +72,19 @@ def _claim(plan: Plan) -> None:
             "gpus": [gpu.id for gpu in plan.gpus],
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
+    )
+    return lock_run(file)
+
+
+def lock_run(file: Path) -> IO[bytes]:
+    """run.json, held as long as it is open. Raises UserError while another process holds it."""
+    opened = file.open("r+b")
+    if lock_or_wait(opened, timeout_s=0):
+        return opened
+    opened.close()
+    raise UserError(
+        f"--results={file.parent}: another command is at work there; wait for it, stop it, or give "
+        "another folder"
     )
 
 

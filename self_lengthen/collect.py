@@ -4,7 +4,8 @@
 
 Serves the base model and the adapters of the last macro-iteration. Reads run.json, the seeds and
 iter_N/lora; writes results/<run>/collect_K/ for round K, which is resumed like an iteration. Rounds
-that are complete count and stay, also those of an earlier call.
+that are complete count and stay, also those of an earlier call. On several nodes the same command
+runs on each, as run.sh does.
 """
 
 import argparse
@@ -16,18 +17,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from self_lengthen.agreement import agree
+from self_lengthen.claim import lock_run
 from self_lengthen.cli import Parser, at_least
+from self_lengthen.cluster import Cluster
 from self_lengthen.devices import visible_gpus, worker_groups
 from self_lengthen.errors import RunError, UserError, main_exit
 from self_lengthen.family import load_family
 from self_lengthen.files import read_json
+from self_lengthen.follow import Follower
 from self_lengthen.model import local_base_model, read_base_model
+from self_lengthen.node import ALONE, Node, read_node
 from self_lengthen.options import Plan
 from self_lengthen.owned import Owned
 from self_lengthen.run import STEPS, Pipeline, Step, on_terminate
 from self_lengthen.runfolder import GENERATOR_SFT, INITIAL, Round, RunFolder, newest_run
+from self_lengthen.serving.share import server_command
 from self_lengthen.training.config import TrainingValues
 
 RESULTS = Path("results")
@@ -37,50 +45,40 @@ log = logging.getLogger("run_collect_data.sh")
 
 
 class Collection(Pipeline):
-    """Rounds after `last`, the last macro-iteration with a Generator; served as run.sh serves."""
+    """Rounds after the last macro-iteration with a Generator; served as run.sh serves."""
 
-    def __init__(self, plan: Plan, last: int, instruct_count: int, total_count: int) -> None:
-        super().__init__(plan)
-        self.iteration = last + 1  # the one whose Generator answers
-        self.instruct_count, self.total_count = instruct_count, total_count
-        self.round = self._unfinished_round()
+    def __init__(self, wanted: "Wanted", cluster: Cluster | None = None) -> None:
+        super().__init__(wanted.plan, cluster)
+        self.wanted, self.iteration = wanted, wanted.iteration
+        self.round = unfinished_round(self.run)
 
-    def go(self) -> None:
+    def _work(self) -> None:
         """Raises RunError when a step fails or a round keeps nothing."""
         if self.enough():
             return
-        log.info("round %d: starting the server", self.round.number)
-        with self._timed(self.iteration, "serve"):
-            server = self._start_server(self.iteration)
-        with server:
-            base_url = self._base_url(self.iteration)
+        with self._serving(self.iteration) as (server, base_urls):
             while not self.enough():
-                self._collect(server, base_url)
-                self.round = self._unfinished_round()
+                self._collect(server, base_urls)
+                self.round = unfinished_round(self.run)
 
     def enough(self) -> bool:
-        return self.count() >= self.total_count
+        return self.count() >= self.wanted.total_count
 
     def count(self) -> int:
         """Responses of all finished rounds."""
         finished = (self.run.round(number).step(INITIAL) for number in self.run.rounds())
         return sum(read_json(s.path / "manifest.json")["rows"] for s in finished if s.complete)
 
-    def _unfinished_round(self) -> Round:
-        number = 1
-        while self.run.round(number).step(INITIAL).complete:
-            number += 1
-        return self.run.round(number)
-
     def _collect(self, server: Owned, base_url: str) -> None:
         """Finish the round that is not finished."""
-        self.round.begin(self.iteration, self.instruct_count)
+        self.round.begin(self.iteration, self.wanted.instruct_count)
         before = self.count()
         for step in ROUND_STEPS:
             if not self.round.step(step.name).complete:
                 self._step(self.iteration, step, base_url, server)
         count = self.count()
-        log.info("round %d: %d of %d responses", self.round.number, count, self.total_count)
+        total = self.wanted.total_count
+        log.info("round %d: %d of %d responses", self.round.number, count, total)
         if count == before:
             raise RunError(
                 f"{self.round.path}: kept no response; see the summary.json of its steps for the "
@@ -93,9 +91,6 @@ class Collection(Pipeline):
         command[place] = f"--round={self.round.number}"
         return command
 
-    def _server_logs(self, iteration: int) -> Path:
-        return self.round.logs / "server"
-
     @contextmanager
     def _timed(self, iteration: int, phase: str) -> Iterator[None]:
         """Said, not noted: phases.jsonl is about the macro-iterations."""
@@ -105,10 +100,29 @@ class Collection(Pipeline):
 
     def dry_run(self, say: Callable[[str], None] = print) -> None:
         """The command lines of the server and of the next round."""
-        say(shlex.join(self.server_command(self.iteration)))
-        say(f"# round {self.round.number}, and more until {self.total_count} responses are kept")
+        say(shlex.join(server_command(self.plan, self.iteration)))
+        total = self.wanted.total_count
+        say(f"# round {self.round.number}, and more until {total} responses are kept")
         for step in ROUND_STEPS:
             say(shlex.join(self.step_command(self.iteration, step, "http://HOST:PORT/v1")))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be collected, checked."""
+
+    plan: Plan
+    iteration: int  # the one whose Generator answers
+    instruct_count: int
+    total_count: int
+
+
+def unfinished_round(run: RunFolder) -> Round:
+    """The first one whose responses are not there."""
+    number = 1
+    while run.round(number).step(INITIAL).complete:
+        number += 1
+    return run.round(number)
 
 
 def parser() -> Parser:
@@ -125,14 +139,13 @@ def parser() -> Parser:
     return parser
 
 
-def read_collection(argv: Sequence[str]) -> tuple[Collection, bool]:
-    """The collection that the options ask for, and whether only to print it. Raises UserError."""
+def read_wanted(argv: Sequence[str], node: Node = ALONE) -> Wanted:
+    """What the options ask for. Raises UserError; nothing has been written then."""
     args = parser().parse_args(argv)
     run = find_run(args.results, args.base_model)
-    last = last_trained(run, args.max_iter)
+    iteration = last_trained(run, args.max_iter) + 1
     instruct_count = args.instruct_count or run.options["instruct_count"]
-    collection = Collection(read_plan(run, args), last, instruct_count, args.total_count)
-    return collection, args.dry_run
+    return Wanted(read_plan(run, args, node), iteration, instruct_count, args.total_count)
 
 
 def find_run(results: Path | None, base_model: str | None) -> RunFolder:
@@ -161,27 +174,45 @@ def last_trained(run: RunFolder, wanted: int | None) -> int:
     return wanted or trained[-1]
 
 
-def read_plan(run: RunFolder, args: argparse.Namespace) -> Plan:
+def read_plan(run: RunFolder, args: argparse.Namespace, node: Node) -> Plan:
     """The run's own options, on the GPUs of this machine."""
     options = dict(run.options)
     for name in ("concurrency", "tensor_parallel"):
         options[name] = getattr(args, name) or options[name]
     gpus = visible_gpus()
     heads = read_base_model(options["base_model"]).attention_heads
-    groups = worker_groups(gpus, options["tensor_parallel"], heads)
-    family = load_family(options["family"])
-    return Plan(options, run.path, family, gpus, groups, TrainingValues(), False, args.dry_run)
+    return Plan(
+        options=options,
+        results=run.path,
+        family=load_family(options["family"]),
+        gpus=gpus,
+        groups=worker_groups(gpus, options["tensor_parallel"], heads),
+        training=TrainingValues(),
+        fresh=False,
+        dry_run=args.dry_run,
+        node=node,
+        logs=unfinished_round(run).logs,
+    )
 
 
 def main() -> None:
-    collection, only_print = read_collection(sys.argv[1:])
-    if only_print:
-        collection.dry_run()
+    node = read_node()
+    wanted = read_wanted(sys.argv[1:], node)
+    plan = wanted.plan
+    if plan.dry_run:
+        Collection(wanted).dry_run()
         return
     signal.signal(signal.SIGTERM, on_terminate)
-    collection.go()
+    with Cluster(node, plan.options["rendezvous_timeout_s"]) as cluster:
+        agree(cluster, plan)
+        if not node.leads:
+            Follower(plan, cluster).go()
+            return
+        with lock_run(plan.results / "run.json"):
+            collection = Collection(wanted, cluster)
+            collection.go()
     log.info("%d responses; now: python collect_data.py", collection.count())
-    print(collection.run.path)
+    print(plan.results)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ QUERY_TIMEOUT_S = 60
 @dataclass(frozen=True)
 class Gpu:
     id: str  # as CUDA_VISIBLE_DEVICES spells it
-    memory_mib: int
+    memory_mib: int  # 0 when unknown
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
@@ -45,8 +45,8 @@ def select_gpus(listing: str, visible: str | None) -> list[Gpu]:
     for line in listing.splitlines():
         if line.strip():
             index, uuid, memory = (part.strip() for part in line.split(","))
-            present[index] = Gpu(index, int(memory))
-            present[uuid] = Gpu(uuid, int(memory))
+            mib = int(memory) if memory.isdecimal() else 0  # [N/A] where it is the host's
+            present[index], present[uuid] = Gpu(index, mib), Gpu(uuid, mib)
     if visible is None:
         return [gpu for name, gpu in present.items() if name.isdigit()]
     chosen = []
@@ -60,11 +60,14 @@ def select_gpus(listing: str, visible: str | None) -> list[Gpu]:
 
 
 def default_tensor_parallel(gpus: Sequence[Gpu], weight_bytes: int, attention_heads: int) -> int:
-    """The smallest power of two of GPUs that holds the weights with room for the KV cache."""
+    """The smallest power of two of GPUs that holds the weights with room for the KV cache.
+
+    1 where a GPU does not say how much memory it has.
+    """
     size = 1
-    if not gpus:
+    room = WEIGHTS_SHARE * min((gpu.memory_mib for gpu in gpus), default=0) * 2**20
+    if not room:
         return size
-    room = WEIGHTS_SHARE * min(gpu.memory_mib for gpu in gpus) * 2**20
     while (
         weight_bytes / size > room and 2 * size <= len(gpus) and attention_heads % (2 * size) == 0
     ):

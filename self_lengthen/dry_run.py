@@ -6,6 +6,7 @@ from collections.abc import Callable
 from self_lengthen.run import STEPS, Pipeline
 from self_lengthen.runfolder import BASE_MODEL
 from self_lengthen.serving.plan import ServerOptions, Service, plan_server
+from self_lengthen.serving.share import adapters, server_command
 
 
 def dry_run(pipeline: Pipeline, say: Callable[[str], None] = print) -> None:
@@ -13,9 +14,9 @@ def dry_run(pipeline: Pipeline, say: Callable[[str], None] = print) -> None:
     plan = pipeline.plan
     base_url = "http://HOST:PORT/v1"
     for iteration in range(1, plan.options["max_iter"] + 1):
-        models = [BASE_MODEL, *pipeline.adapters(iteration)]
+        models = [BASE_MODEL, *adapters(pipeline.run, iteration)]
         say(f"# iteration {iteration}: serve {', '.join(models)}")
-        say(shlex.join(pipeline.server_command(iteration)))
+        say(shlex.join(server_command(plan, iteration)))
         for service in planned_services(pipeline, iteration):
             say(f"  {service}")
         for step in STEPS:
@@ -31,7 +32,7 @@ def planned_services(pipeline: Pipeline, iteration: int) -> list[Service]:
     options = pipeline.options
     server = ServerOptions(
         base_model=options["base_model"],
-        adapters=pipeline.adapters(iteration),
+        adapters=adapters(pipeline.run, iteration),
         groups=pipeline.plan.groups,
         max_model_len=options["max_model_len"],
         log_dir=pipeline.run.logs(iteration) / "server",

@@ -1,14 +1,15 @@
 """The one way to the network: an OpenAI-compatible server, asked by chat.
 
-    async with Endpoint(base_url) as endpoint:
+    async with Endpoint(base_url) as endpoint:  # or "URL,URL": the API servers of several nodes
         reply = await endpoint.chat("base", "Write ...", sampling, seed=1)
         reply = await endpoint.chat("base", "Write ...", sampling, seed=1, opened_with="Once ")
 
 Transport errors (no connection, time-out, 429, 5xx) are retried with jittered back-off until a
-deadline; a refusal (other 4xx) never is. The openai client's own silent retries are off: a retry
-behind our back would leave a zombie generation running on the server.
+deadline, at the next of several servers; a refusal (other 4xx) never is. The openai client's own
+silent retries are off: a retry behind our back would leave a zombie generation on the server.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ REQUEST_TIMEOUT_S = 3 * 3600.0  # a 16k-token reply in a full batch takes many m
 CONNECT_TIMEOUT_S = 10.0
 RETRY_DEADLINE_S = 300.0
 TELL_EVERY_S = 30.0
+NO_KEY = "none"  # the openai client insists on one; on loopback nobody looks at it
 FASTCHAT_CONTEXT_OVERFLOW = 40303  # fastchat.constants.ErrorCode
 
 TRANSIENT = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
@@ -70,19 +72,21 @@ class Reply:
 @dataclass
 class Endpoint:
     base_url: str
-    api_key: str = "none"
+    api_key: str = NO_KEY
     retry_deadline_s: float = RETRY_DEADLINE_S
 
     def __post_init__(self) -> None:
         self._teller = _Teller()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-        self._client = openai.AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=self.api_key,
-            max_retries=0,
-            http_client=httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False),
-        )
+        http_client = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+        self._clients = [
+            openai.AsyncOpenAI(
+                base_url=url, api_key=self.api_key, max_retries=0, http_client=http_client
+            )
+            for url in self.base_url.split(",")
+        ]
+        self._turns = itertools.cycle(self._clients)
 
     async def __aenter__(self) -> "Endpoint":
         return self
@@ -93,7 +97,7 @@ class Endpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._client.close()
+        await self._clients[0].close()  # they share their connections
 
     async def chat(
         self, model: str, user: str, sampling: Sampling, *, seed: int, opened_with: str = ""
@@ -134,7 +138,8 @@ class Endpoint:
         try:
             async for attempt in retrying:
                 with attempt:
-                    completion = await self._client.chat.completions.create(**request)
+                    client = next(self._turns)
+                    completion = await client.chat.completions.create(**request)
         except openai.APIStatusError as error:
             raise _refusal(error) from error
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON

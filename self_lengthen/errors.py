@@ -1,6 +1,8 @@
 """What is said to a user in one line, without a traceback."""
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -8,6 +10,8 @@ from typing import NoReturn
 USAGE_EXIT = 2  # a mistake of the user's: nothing was changed
 FAILURE_EXIT = 1  # the run could not go on: what was finished is kept
 INTERRUPT_EXIT = 130  # Ctrl-C, as shells report it
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 class UserError(Exception):
@@ -28,9 +32,21 @@ def main_exit(program: str, main: Callable[[], None]) -> NoReturn:
         sys.exit(_say(f"{program}: {error}", USAGE_EXIT))
     except RunError as error:
         sys.exit(_say(f"{program}: {error}", FAILURE_EXIT))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.exit(_say(f"{program}: {_disk_line(error)}", FAILURE_EXIT))
     except KeyboardInterrupt:
         sys.exit(_say(f"{program}: interrupted; the same command continues", INTERRUPT_EXIT))
     sys.exit(0)
+
+
+def _disk_line(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    return (
+        f"the disk does not take what is written{where}: {os.strerror(error.errno)}; make room, "
+        "then the same command continues"
+    )
 
 
 def _say(line: str, status: int) -> int:

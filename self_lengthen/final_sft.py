@@ -20,28 +20,32 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
+from self_lengthen.agreement import agree
 from self_lengthen.cli import Parser, at_least, positive
+from self_lengthen.cluster import Cluster
 from self_lengthen.devices import visible_gpus
 from self_lengthen.errors import RunError, UserError, main_exit
 from self_lengthen.family import family_names
 from self_lengthen.files import Row, read_json, write_json
+from self_lengthen.follow import Follower
 from self_lengthen.model import local_base_model, read_base_model
+from self_lengthen.node import ALONE, Node, read_node
 from self_lengthen.options import add_training_options, choose_family, training_values
 from self_lengthen.owned import Owned
-from self_lengthen.run import on_terminate
+from self_lengthen.run import OBEY_TIMEOUT_S, on_terminate
 from self_lengthen.runfolder import StepFolder
 from self_lengthen.training.config import gradient_accumulation
-from self_lengthen.training.final import Plan, read_nodes
+from self_lengthen.training.final import Plan
 from self_lengthen.training.final_data import Sources, write_data
-from self_lengthen.training.launch import process_env, train
+from self_lengthen.training.together import take_part, train
 
 FULL_LEARNING_RATE = 1e-5  # of all weights, where none is given; LongWriter's
 MIX_RATIO = 20.0  # general conversations to one of ours; LongWriter's practice
 MERGE_TIMEOUT_S = 6 * 3600.0
-SHARED_DISK_S = 1800.0  # until node 0 has written the data
+RENDEZVOUS_TIMEOUT_S = 600.0  # for all nodes to come
 POLL_S = 0.5
 
 log = logging.getLogger("run_sft.sh")
@@ -67,7 +71,7 @@ def parser() -> Parser:
     return parser
 
 
-def read_plan(argv: Sequence[str]) -> tuple[Plan, bool]:
+def read_plan(argv: Sequence[str], node: Node = ALONE) -> tuple[Plan, bool]:
     """The plan, and whether only to print it. Raises UserError; nothing has been written then."""
     args = parser().parse_args(argv)
     model = read_base_model(args.base_model)
@@ -86,49 +90,61 @@ def read_plan(argv: Sequence[str]) -> tuple[Plan, bool]:
         anneal_epochs=args.anneal_epochs,
         finetuning=args.finetuning,
         values=training_values(given),
-        output=output,
+        results=output,
         gpus=[gpu.id for gpu in visible_gpus()],
-        nodes=read_nodes(),
+        node=node,
         seed=args.seed,
         trust_remote_code=args.trust_remote_code,
         timeout_s=args.training_timeout_s,
     )
-    gradient_accumulation(plan.values, max(1, len(plan.gpus)) * plan.nodes.size)
+    gradient_accumulation(plan.values, max(1, len(plan.gpus)) * plan.node.size)
     return plan, args.dry_run
 
 
-def options_of(plan: Plan) -> Row:
-    """What the weights depend on."""
-    return {
-        "base_model": plan.base_model,
-        "family": plan.family.name,
-        "data": [str(path) for path in plan.data],
-        "mix_with": [str(path) for path in plan.mix_with],
-        "mix_ratio": plan.mix_ratio,
-        "anneal_epochs": plan.anneal_epochs,
-        "finetuning": plan.finetuning,
-        "seed": plan.seed,
-        **asdict(plan.values),
-    }
-
-
-def lead(plan: Plan) -> None:
-    """All that node 0 does: data, stages, merge, manifest."""
-    whole, data = StepFolder(plan.output), StepFolder(plan.output / "data")
+def lead(plan: Plan, cluster: Cluster | None = None) -> None:
+    """All that rank 0 does: data, stages, merge, manifest."""
+    cluster = cluster or Cluster(ALONE, 0)
+    whole, data = StepFolder(plan.results), StepFolder(plan.results / "data")
     claim(plan, whole, data)
-    if whole.complete:
-        return
-    if not data.complete:
-        write_data(Sources(plan), data)
-    jobs, logs = plan.jobs(), plan.output / "logs"
-    for job in jobs:
+    if not whole.complete:
+        if not data.complete:
+            write_data(Sources(plan), data)
+        stages(plan, cluster)
+        merge(plan, cluster)
+        losses = {job.role: read_json(job.manifest)["losses"][-1] for job in plan.jobs()}
+        write_json(whole.path / "manifest.json", {"model": str(plan.model), "last_losses": losses})
+    cluster.answers(cluster.order({"do": "end"}), "the end there", OBEY_TIMEOUT_S)
+
+
+def stages(plan: Plan, cluster: Cluster) -> None:
+    for job in plan.jobs():
         log.info("%s: training", job.role)
-        train([job], logs, side_by_side=False, timeout_s=plan.timeout_s)
-    if not plan.model.exists():
-        log.info("writing %s", plan.model)
-        run_to_end("merge", plan.merge_command(), logs / "merge.log", {}, MERGE_TIMEOUT_S)
-    losses = {job.role: read_json(job.manifest)["losses"][-1] for job in jobs}
-    write_json(whole.path / "manifest.json", {"model": str(plan.model), "last_losses": losses})
+        train([job], plan.logs, side_by_side=False, timeout_s=plan.timeout_s, cluster=cluster)
+
+
+def merge(plan: Plan, cluster: Cluster) -> None:
+    """Raises RunError when it fails or does not end."""
+    if plan.model.exists():
+        return
+    log.info("writing %s", plan.model)
+    log_file = plan.logs / "merge.log"
+    with Owned("merge", plan.merge_command(), log_file) as process:
+        deadline = time.monotonic() + MERGE_TIMEOUT_S
+        while (status := process.poll()) is None:
+            cluster.check()
+            if time.monotonic() > deadline:
+                raise RunError(f"merge did not end in {MERGE_TIMEOUT_S:.0f} s; log: {log_file}")
+            time.sleep(POLL_S)
+    if status != 0:
+        raise RunError(f"merge ended with status {status}; log: {log_file}\n{process.log_tail()}")
+
+
+class SftFollower(Follower):
+    """Any other rank: its part of each training that rank 0 orders, until the end."""
+
+    def _train(self, order: Row) -> None:
+        plan = self.plan
+        take_part(order, plan.jobs(), plan.logs, plan.timeout_s, self.cluster)
 
 
 def claim(plan: Plan, whole: StepFolder, data: StepFolder) -> None:
@@ -139,61 +155,34 @@ def claim(plan: Plan, whole: StepFolder, data: StepFolder) -> None:
     if not started and not data.complete:
         Sources(plan)
     try:
-        whole.claim(options_of(plan), "another --output")
+        whole.claim(plan.options, "another --output")
     except OSError as error:
         raise UserError(f"--output={whole.path}: cannot be written ({error.strerror})") from error
-
-
-def follow(plan: Plan) -> None:
-    """All that another node does: its part of each stage."""
-    for job in plan.jobs():
-        if job.manifest.exists():
-            continue
-        wait_for(job.config_file, SHARED_DISK_S)
-        log_file = plan.output / "logs" / f"{job.role}.node{plan.nodes.rank}.log"
-        run_to_end(job.role, job.command, log_file, process_env(job), plan.timeout_s)
-
-
-def run_to_end(name: str, command: list[str], log_file: Path, env: dict, timeout_s: float) -> None:
-    """Raises RunError when the command fails or does not end."""
-    with Owned(name, command, log_file, env) as process:
-        deadline = time.monotonic() + timeout_s
-        while (status := process.poll()) is None:
-            if time.monotonic() > deadline:
-                raise RunError(f"{name} did not end within {timeout_s:.0f} s; log: {log_file}")
-            time.sleep(POLL_S)
-    if status != 0:
-        raise RunError(f"{name} ended with status {status}; log: {log_file}\n{process.log_tail()}")
-
-
-def wait_for(path: Path, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise RunError(f"node 0 did not write {path} within {timeout_s:.0f} s")
-        time.sleep(POLL_S)
 
 
 def dry_run(plan: Plan, say: Callable[[str], None] = print) -> None:
     """The command lines of this node, in order."""
     for job in plan.jobs():
         say(str(job))
-    if plan.nodes.rank == 0:
+    if plan.node.leads:
         say(shlex.join(plan.merge_command()))
 
 
 def main() -> None:
-    plan, only_print = read_plan(sys.argv[1:])
+    node = read_node()
+    plan, only_print = read_plan(sys.argv[1:], node)
     if only_print:
         dry_run(plan)
         return
     plan = replace(plan, base_model=local_base_model(plan.base_model))
     signal.signal(signal.SIGTERM, on_terminate)
-    if plan.nodes.rank:
-        follow(plan)
-        return
-    lead(plan)
-    print(plan.model)
+    with Cluster(node, RENDEZVOUS_TIMEOUT_S) as cluster:
+        agree(cluster, plan)
+        if node.leads:
+            lead(plan, cluster)
+            print(plan.model)
+        else:
+            SftFollower(plan, cluster).go()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from self_lengthen.errors import UserError
 from self_lengthen.extension import MICRO_ROUNDS
 from self_lengthen.family import ModelFamily, family_names, infer_family, load_family
 from self_lengthen.model import DEFAULT_CONTEXT_TOKENS, BaseModel, read_base_model
+from self_lengthen.node import ALONE, Node
 from self_lengthen.seeds import read_seeds
 from self_lengthen.serving.plan import LORA_RANKS, choose_ports
 from self_lengthen.training.config import TrainingValues, gradient_accumulation
@@ -43,6 +44,7 @@ UNITS_PER_WORKER = 128  # in flight; half of what the engine holds in one batch 
 FREE_TO_CHANGE = {
     *("concurrency", "tensor_parallel", "gpus", "port", "controller_port", "worker_port"),
     *("server_timeout_s", "training_timeout_s", "side_by_side", "max_iter"),
+    *("rendezvous_timeout_s", "device_batch"),  # the global batch is what the weights depend on
 }
 
 
@@ -58,14 +60,19 @@ class Plan:
     training: TrainingValues
     fresh: bool
     dry_run: bool
+    node: Node = ALONE
+    logs: Path | None = None  # of servers; None: with the logs of their iteration
 
     @property
     def side_by_side(self) -> bool:
         """Train both roles at once: always on the CPU, on GPUs when asked for and there are two."""
-        wish = self.options["side_by_side"]
-        if wish == "auto":
-            return not self.gpus
-        return wish == "yes" and len(self.gpus) != 1
+        return _side_by_side(self.options["side_by_side"], len(self.gpus))
+
+
+def _side_by_side(wish: str, gpus: int) -> bool:
+    if wish == "auto":
+        return not gpus
+    return wish == "yes" and gpus != 1
 
 
 def parser() -> Parser:
@@ -110,6 +117,12 @@ def parser() -> Parser:
         help="train both roles at once, each on half of the devices; auto: on the CPU",
     )
     add = parser.add_argument
+    add(
+        "--rendezvous_timeout_s",
+        type=at_least(1, float),
+        default=600.0,
+        help="for all nodes to come (docs/cluster.md; default %(default)g)",
+    )
     add("--fresh", action="store_true", help="set an old run of this folder aside and start over")
     add("--dry_run", action="store_true", help="print what would run, with the command lines")
     return parser
@@ -133,7 +146,7 @@ def add_training_options(parser: Parser) -> None:
     )
 
 
-def read_options(argv: Sequence[str]) -> Plan:
+def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     """Raises UserError for whatever is wrong; nothing has been written then."""
     args = parser().parse_args(argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
@@ -151,8 +164,11 @@ def read_options(argv: Sequence[str]) -> Plan:
     )
     groups = worker_groups(gpus, tensor_parallel, model.attention_heads)
     ports = (given[option] for option in ("controller_port", "port", "worker_port"))
-    choose_ports("127.0.0.1", *ports, workers=len(groups))
+    choose_ports(node.address, *ports, workers=len(groups))
     values = training_values(given)
+    if args.device_batch is None:
+        most = max(1, values.global_batch // _training_devices(len(gpus), args.side_by_side, node))
+        values = replace(values, device_batch=min(values.device_batch, most))
     options = {
         **_plain(given),
         "base_model": model.path,
@@ -163,7 +179,7 @@ def read_options(argv: Sequence[str]) -> Plan:
         "max_iter": given.get("max_iter", 3),
         "finish_ratio": given.get("finish_ratio", 1.0),
         "micro_rounds": given.get("micro_rounds", MICRO_ROUNDS),
-        "concurrency": given.get("concurrency", UNITS_PER_WORKER * len(groups)),
+        "concurrency": given.get("concurrency", UNITS_PER_WORKER * len(groups) * node.size),
         "tensor_parallel": tensor_parallel,
         "max_model_len": _context(given["max_model_len"], model),
         **{field.name: getattr(values, field.name) for field in fields(values)},
@@ -171,9 +187,8 @@ def read_options(argv: Sequence[str]) -> Plan:
     results = Path(given.get("results", _default_results(args.demo, family, model))).resolve()
     if " " in str(results):
         raise UserError(f"--results={results}: LLaMA-Factory takes no path with a space in it")
-    plan = Plan(options, results, family, gpus, groups, values, args.fresh, args.dry_run)
-    gradient_accumulation(values, _training_devices(plan))
-    return plan
+    gradient_accumulation(values, _training_devices(len(gpus), args.side_by_side, node))
+    return Plan(options, results, family, gpus, groups, values, args.fresh, args.dry_run, node)
 
 
 def _demo_model(args: argparse.Namespace) -> dict[str, Any]:
@@ -204,9 +219,10 @@ def training_values(given: dict[str, Any]) -> TrainingValues:
     return values
 
 
-def _training_devices(plan: Plan) -> int:
-    count = len(plan.gpus) // 2 if plan.side_by_side and plan.gpus else len(plan.gpus)
-    return max(1, count)
+def _training_devices(gpus: int, side_by_side: str, node: Node) -> int:
+    """Devices, over all nodes, that train one role."""
+    share = gpus // 2 if _side_by_side(side_by_side, gpus) else gpus
+    return max(1, share) * node.size
 
 
 def _context(wanted: int, model: BaseModel) -> int:

@@ -1,9 +1,10 @@
-"""Macro-iterations on this node: serve, steps 0-2, stop serving, steps 3-4, fine-tune both roles.
+"""Macro-iterations: serve, steps 0-2, stop serving, steps 3-4, fine-tune both roles.
 
     bash run.sh --base_model=DIR --instruct_count=1000 --max_iter=3
 
 Every finished step and training leaves a manifest; the same command skips what is complete and goes
 on in the middle of a step. Writes below the run's folder only: see self_lengthen/runfolder.py.
+Several nodes start the same command (docs/cluster.md): rank 0 leads here, the others follow.py.
 """
 
 import json
@@ -11,36 +12,34 @@ import logging
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
+from self_lengthen.agreement import agree
 from self_lengthen.claim import claim_folder
+from self_lengthen.cluster import Cluster
 from self_lengthen.errors import RunError, main_exit
-from self_lengthen.files import read_json
+from self_lengthen.files import SHARED_DISK_S, Row
+from self_lengthen.follow import Follower
 from self_lengthen.model import local_base_model
+from self_lengthen.node import read_node
 from self_lengthen.options import REPO_ROOT, Plan, read_options
 from self_lengthen.owned import Owned
-from self_lengthen.runfolder import (
-    EXTENDED,
-    EXTENDER_SFT,
-    FILTERED,
-    GENERATOR_SFT,
-    INITIAL,
-    INSTRUCTIONS,
-    SFT,
-    RunFolder,
-    adapter_name,
-)
-from self_lengthen.training.launch import TrainingJob, plan_training, train
+from self_lengthen.runfolder import EXTENDED, FILTERED, INITIAL, INSTRUCTIONS, SFT, RunFolder
+from self_lengthen.serving.key import write_key
+from self_lengthen.serving.share import READY_GRACE_S, start_server, still_running
+from self_lengthen.training.launch import TrainingJob, free_port, plan_training
+from self_lengthen.training.together import train
 
 POLL_S = 0.3
+OBEY_TIMEOUT_S = 120.0  # for the other nodes to stop what they do
+REPORT_TIMEOUT_S = 600.0
 STEP_TIMEOUT_S = 14 * 86400.0  # a step reports progress; this ends one that hangs for good
 
 log = logging.getLogger("run.sh")
@@ -64,13 +63,21 @@ STEPS = (
 
 
 class Pipeline:
-    """One run on one node."""
+    """One run, led from this node."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, cluster: Cluster | None = None) -> None:
         self.plan, self.run = plan, RunFolder(plan.results)
         self.options = plan.options
+        self.cluster = cluster or Cluster(plan.node, 0)
+        self._key_file: Path | None = None
 
     def go(self) -> None:
+        if not self.plan.node.alone:
+            self._key_file = write_key(self.run.path)
+        self._work()
+        self.cluster.answers(self.cluster.order({"do": "end"}), "the end there", OBEY_TIMEOUT_S)
+
+    def _work(self) -> None:
         for iteration in range(1, self.options["max_iter"] + 1):
             self._iterate(iteration)
             self._report()
@@ -79,15 +86,9 @@ class Pipeline:
         todo = [s for s in STEPS if not self.run.step(iteration, s.name).complete]
         served = [step for step in todo if step.served]
         if served:
-            log.info("iteration %d: starting the server", iteration)
-            with self._timed(iteration, "serve"):
-                server = self._start_server(iteration)
-            with server:
-                base_url = self._base_url(iteration)
+            with self._serving(iteration) as (server, base_url):
                 for step in served:
                     self._step(iteration, step, base_url, server)
-                with self._timed(iteration, "stop_serving"):
-                    server.stop()
         for step in todo:
             if not step.served:
                 self._step(iteration, step, "", None)
@@ -95,63 +96,46 @@ class Pipeline:
 
     # Serving
 
-    def server_command(self, iteration: int) -> list[str]:
-        """run_server.sh of this iteration: the base model, and the adapters of the one before."""
-        options = self.options
-        command = [
-            "bash",
-            str(REPO_ROOT / "run_server.sh"),
-            f"--base_model={options['base_model']}",
-        ]
-        command += [f"--adapter={n}={path}" for n, path in self.adapters(iteration).items()]
-        for name in ("tensor_parallel", "max_model_len", "port", "controller_port", "worker_port"):
-            if options[name]:
-                command.append(f"--{name}={options[name]}")
-        if options["trust_remote_code"]:
-            command.append("--trust_remote_code")
-        command += [f"--seed={options['seed']}", f"--log_dir={self._server_logs(iteration)}"]
-        command.append(f"--startup_timeout_s={options['server_timeout_s']:g}")
-        command.append(f"--ready_file={self._ready_file(iteration)}")
-        return command
+    @contextmanager
+    def _serving(self, iteration: int) -> Iterator[tuple[Owned, str]]:
+        """The servers of all nodes: this one's, and the base URLs of all."""
+        log.info("iteration %d: starting the server", iteration)
+        with self._timed(iteration, "serve"):
+            server, base_urls = self._start_servers(iteration)
+        with server:
+            yield server, base_urls
+            with self._timed(iteration, "stop_serving"):
+                number = self.cluster.order({"do": "stop"})
+                server.stop()
+                self.cluster.answers(number, "the stop of their servers", OBEY_TIMEOUT_S)
 
-    def adapters(self, iteration: int) -> dict[str, str]:
-        if iteration == 1:
-            return {}
-        roles = {"generator": GENERATOR_SFT, "extender": EXTENDER_SFT}
-        before = iteration - 1
-        return {
-            adapter_name(role, before): str(self.run.adapter(before, folder))
-            for role, folder in roles.items()
-        }
-
-    def _server_logs(self, iteration: int) -> Path:
-        return self.run.logs(iteration) / "server"
-
-    def _ready_file(self, iteration: int) -> Path:
-        return self._server_logs(iteration) / "ready.json"
-
-    def _start_server(self, iteration: int) -> Owned:
-        ready = self._ready_file(iteration)
-        ready.unlink(missing_ok=True)
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(gpu.id for gpu in self.plan.gpus)}
-        server_log = self._server_logs(iteration) / "server.log"
-        server = Owned("server", self.server_command(iteration), server_log, env, grace_s=30)
-        deadline = time.monotonic() + self.options["server_timeout_s"] + 60
+    def _start_servers(self, iteration: int) -> tuple[Owned, str]:
+        cluster = self.cluster
+        more, order = self._cluster_options(iteration)
+        number = cluster.order(order)
+        server, own_url = start_server(self.plan, iteration, cluster.check, *more)
         try:
-            while not ready.exists():
-                _still_running(server)
-                if time.monotonic() > deadline:
-                    raise RunError(
-                        f"the server was not ready before the deadline; log: {server.log}"
-                    )
-                time.sleep(POLL_S)
+            timeout_s = self.options["server_timeout_s"] + READY_GRACE_S
+            answers = cluster.answers(number, "their servers", timeout_s)
         except BaseException:
             server.stop()
             raise
-        return server
+        return server, ",".join([own_url, *(answer["base_url"] for answer in answers)])
 
-    def _base_url(self, iteration: int) -> str:
-        return read_json(self._ready_file(iteration))["base_url"]
+    def _cluster_options(self, iteration: int) -> tuple[list[str], Row]:
+        """Of run_server.sh on this node, and the order for the others."""
+        if self._key_file is None:
+            return [], {}
+        host = self.plan.node.address
+        port = self.options["controller_port"] or free_port(host)
+        order = {
+            "do": "serve",
+            "iteration": iteration,
+            "controller": f"http://{host}:{port}",
+            "key_file": str(self._key_file),
+        }
+        key = f"--api_key_file={self._key_file}"
+        return [f"--host={host}", f"--controller_port={port}", key], order
 
     # Steps
 
@@ -161,21 +145,29 @@ class Pipeline:
         command.append(f"--iteration={iteration}")
         if step.served:
             command += [f"--base_url={base_url}", f"--concurrency={self.options['concurrency']}"]
+            if self._key_file:
+                command.append(f"--api_key_file={self._key_file}")
         return command
 
     def _step(self, iteration: int, step: Step, base_url: str, server: Owned | None) -> None:
         log.info("iteration %d: %s", iteration, step.script)
         command = self.step_command(iteration, step, base_url)
         with self._timed(iteration, step.phase), Owned(step.script, command, None) as process:
-            deadline = time.monotonic() + STEP_TIMEOUT_S
-            while (status := process.poll()) is None:
-                if server is not None:
-                    _still_running(server)
-                if time.monotonic() > deadline:
-                    raise RunError(f"{step.script} did not end within {STEP_TIMEOUT_S:.0f} s")
-                time.sleep(POLL_S)
+            status = self._wait(process, server, STEP_TIMEOUT_S)
         if status != 0:
             raise RunError(f"{step.script} ended with status {status}; the reason is above")
+
+    def _wait(self, process: Owned, server: Owned | None, timeout_s: float) -> int:
+        """The status of `process`. Raises RunError when it, the server or a node is lost."""
+        deadline = time.monotonic() + timeout_s
+        while (status := process.poll()) is None:
+            if server is not None:
+                still_running(server)
+            self.cluster.check()
+            if time.monotonic() > deadline:
+                raise RunError(f"{process.name} did not end within {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+        return status
 
     # Training
 
@@ -184,9 +176,14 @@ class Pipeline:
         if all(job.manifest.exists() for job in jobs):
             return
         log.info("iteration %d: fine-tuning %s", iteration, " and ".join(j.role for j in jobs))
-        side_by_side, timeout_s = self.plan.side_by_side, self.options["training_timeout_s"]
         with self._timed(iteration, "train"):
-            train(jobs, self.run.logs(iteration), side_by_side=side_by_side, timeout_s=timeout_s)
+            train(
+                jobs,
+                self.run.logs(iteration),
+                side_by_side=self.plan.side_by_side,
+                timeout_s=self.options["training_timeout_s"],
+                cluster=self.cluster,
+            )
 
     def training_jobs(self, iteration: int) -> list[TrainingJob]:
         plan = self.plan
@@ -194,6 +191,7 @@ class Pipeline:
         return plan_training(
             *(self.run, iteration, plan.family, plan.options, plan.training, gpus),
             side_by_side=plan.side_by_side,
+            node=plan.node,
         )
 
     # What a person looks at
@@ -217,34 +215,38 @@ class Pipeline:
     def _report(self) -> None:
         """A report that cannot be drawn is no reason to end a run."""
         report = [sys.executable, "-m", "self_lengthen.report", str(self.run.path)]
-        done = subprocess.run(report, check=False, timeout=600)
-        if done.returncode == 0:
+        with Owned("the report", report, None) as process:
+            status = self._wait(process, None, REPORT_TIMEOUT_S)
+        if status == 0:
             log.info("report: %s", self.run.path / "report.md")
         else:
             log.warning("the report was not written; again with: %s", shlex.join(report))
 
 
-def _still_running(server: Owned) -> None:
-    if (status := server.poll()) is not None:
-        raise RunError(
-            f"the server ended with status {status}; log: {server.log}\n{server.log_tail()}"
-        )
-
-
 def main() -> None:
-    plan = read_options(sys.argv[1:])
-    pipeline = Pipeline(plan)
+    node = read_node()
+    plan = read_options(sys.argv[1:], node)
     if plan.dry_run:
         from self_lengthen.dry_run import dry_run
 
-        dry_run(pipeline)
+        dry_run(Pipeline(plan))
         return
     plan.options["base_model"] = local_base_model(plan.options["base_model"])
-    claim_folder(plan)
     signal.signal(signal.SIGTERM, on_terminate)
+    with Cluster(node, plan.options["rendezvous_timeout_s"]) as cluster:
+        agree(cluster, plan)
+        with claim_folder(plan) if node.leads else nullcontext():
+            cluster.barrier("the run's folder", SHARED_DISK_S)
+            _work(plan, cluster)
+
+
+def _work(plan: Plan, cluster: Cluster) -> None:
+    if not plan.node.leads:
+        Follower(plan, cluster).go()
+        return
     started = time.monotonic()
     log.info("run folder: %s", plan.results)
-    pipeline.go()
+    Pipeline(plan, cluster).go()
     log.info("done in %.1f min", (time.monotonic() - started) / 60)
     print(plan.results / "report.md")
 

@@ -14,17 +14,25 @@ MARK = "SELF_LENGTHEN_TEST"  # every process that a test starts inherits it
 class Script:
     """One `bash SCRIPT ...` as a user starts it, with a mark by which its processes are found."""
 
-    def __init__(self, *command: str, log: Path, cwd: Path = ROOT) -> None:
+    def __init__(
+        self,
+        *command: str,
+        log: Path,
+        cwd: Path = ROOT,
+        inside: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+    ) -> None:
+        """`inside`: a command that runs this one, such as in a namespace; `env` is added."""
         self.mark = uuid.uuid4().hex
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                ["bash", *command],
+                [*inside, "bash", *command],
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, MARK: self.mark},
+                env={**os.environ, **(env or {}), MARK: self.mark},
                 start_new_session=True,
             )
 
@@ -42,19 +50,24 @@ class Script:
     def text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
-    def left(self) -> list[str]:
-        """Command lines of its processes that still live."""
-        found = []
+    def processes(self) -> dict[int, str]:
+        """Number and command line of its processes that still live."""
+        found = {}
         for process in Path("/proc").iterdir():
             try:
                 if (
                     process.name.isdigit()
                     and self.mark.encode() in (process / "environ").read_bytes()
                 ):
-                    found.append((process / "cmdline").read_text().replace("\0", " "))
+                    command = (process / "cmdline").read_text().replace("\0", " ")
+                    found[int(process.name)] = command
             except OSError:
                 continue  # ended meanwhile
         return found
+
+    def left(self) -> list[str]:
+        """Command lines of its processes that still live."""
+        return list(self.processes().values())
 
     def gone(self, timeout_s: float = 20) -> bool:
         """Nothing of it is left, at the latest after `timeout_s`."""

@@ -55,6 +55,9 @@ class Served:
     def poll(self) -> None:
         return None
 
+    def stop(self) -> None:
+        pass
+
     def __enter__(self) -> "Served":
         return self
 
@@ -82,13 +85,12 @@ def script_of(family: ModelFamily) -> Callable[[Request], Turn]:
 @pytest.fixture
 def collecting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., collect.Collection]:
     """A collection of a run on the bundled model whose server is a fake one."""
-    monkeypatch.setattr(collect.Collection, "_start_server", lambda self, iteration: Served())
 
     def make(run: RunFolder, server: FakeServer | None, *argv: str) -> collect.Collection:
         url = server.url if server else ""
-        monkeypatch.setattr(collect.Collection, "_base_url", lambda self, iteration: url)
-        command = [f"--results={run.path}", *argv]
-        return collect.read_collection(command)[0]
+        starting = lambda self, iteration: (Served(), url)  # noqa: E731
+        monkeypatch.setattr(collect.Collection, "_start_servers", starting)
+        return collect.Collection(collect.read_wanted([f"--results={run.path}", *argv]))
 
     return make
 
@@ -98,7 +100,9 @@ def run_options(family: str) -> dict[str, object]:
     names = ("tensor_parallel", "port", "controller_port", "worker_port")
     serving = dict.fromkeys(names, 0) | {"tensor_parallel": 1, "max_model_len": 4096}
     model = {"base_model": str(REPO_ROOT / "demo/models" / family), "max_iter": LAST}
-    return {**serving, **model, "concurrency": 4, "server_timeout_s": 60.0}
+    return {**serving, **model, "concurrency": 4, "server_timeout_s": 60.0} | {
+        "rendezvous_timeout_s": 60.0
+    }
 
 
 class TestRounds:
@@ -159,12 +163,12 @@ class TestRounds:
         old = {"id": "c1-q0", "instruction": "Write about subject 9.", "words": 4}
         give(run.round(1).step(INSTRUCTIONS), [old])
         run.round(2).begin(LAST + 1, 1)
-        step = common.StepRun(INSTRUCTIONS, llama, run, LAST + 1, "http://fake/v1", 1, 2)
+        step = common.StepRun(INSTRUCTIONS, llama, run, LAST + 1, "http://fake/v1", 1, round=2)
         offers = iter(
             ["Write about subject 1.", "Write about subject 9.", "Write about wide rivers."]
         )
         chat = FakeChat(lambda call: next(offers) if call.opened_with else "yes")
-        monkeypatch.setattr(common, "Endpoint", lambda url: chat)
+        monkeypatch.setattr(common, "Endpoint", lambda url, key: chat)
         self_instruct.make(step)
         (row,) = read_rows(step.folder.data)
         assert (row["instruction"], row["id"], row["attempt"]) == (
@@ -177,7 +181,7 @@ class TestRounds:
         run = finished_run(new_run, llama)
         for number in (1, 2):
             run.round(number).begin(LAST + 1, 1)
-        steps = [common.StepRun(INITIAL, llama, run, LAST + 1, "", 1, n) for n in (0, 1, 2)]
+        steps = [common.StepRun(INITIAL, llama, run, LAST + 1, "", 1, round=n) for n in (0, 1, 2)]
         assert len({step.rng("drop_short").random() for step in steps}) == 3
 
     def test_a_step_reads_the_instructions_of_its_round(self, new_run, llama, monkeypatch):
@@ -185,8 +189,10 @@ class TestRounds:
         run.round(1).begin(LAST + 1, 1)
         give(run.round(1).step(INSTRUCTIONS), [{"id": "c1-q0", "instruction": "Write of rain."}])
         chat = FakeChat(FakeModel(llama))
-        monkeypatch.setattr(common, "Endpoint", lambda url: chat)
-        initial_responses.make(common.StepRun(INITIAL, llama, run, LAST + 1, "http://x/v1", 1, 1))
+        monkeypatch.setattr(common, "Endpoint", lambda url, key: chat)
+        initial_responses.make(
+            common.StepRun(INITIAL, llama, run, LAST + 1, "http://x/v1", 1, round=1)
+        )
         assert {call.user for call in chat.calls} == {"Write of rain."}
         assert {call.model for call in chat.calls} == {f"generator-iter{LAST}"}
 
@@ -194,7 +200,7 @@ class TestRounds:
 class TestMistakes:
     def refusal(self, *argv: str) -> str:
         with pytest.raises(UserError) as refusal:
-            collect.read_collection(argv)
+            collect.read_wanted(argv)
         return str(refusal.value)
 
     def test_each_is_one_line_that_names_the_remedy(self, new_run, llama, tmp_path, monkeypatch):

@@ -53,6 +53,11 @@ class TestSelectGpus:
             f"CUDA_VISIBLE_DEVICES={visible}: there is no GPU {missing} on this node"
         )
 
+    def test_memory_that_is_not_told_is_unknown_and_no_reason_to_split(self):
+        found = select_gpus("0, GPU-aaa, [N/A]\n1, GPU-bbb, [Not Supported]\n", None)
+        assert found == [Gpu("0", 0), Gpu("1", 0)]
+        assert default_tensor_parallel(found, 140 * 2**30, 64) == 1
+
     def test_an_empty_listing_has_no_gpus(self):
         assert select_gpus("\n", None) == []
 

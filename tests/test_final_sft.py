@@ -7,6 +7,8 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,25 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from self_lengthen import final_sft
+from self_lengthen.cluster import Cluster
 from self_lengthen.errors import RunError, UserError
 from self_lengthen.family import REPO_ROOT, load_family
 from self_lengthen.files import read_json, read_rows, write_json
+from self_lengthen.node import Node
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import StepFolder
 from self_lengthen.training import final_data, launch
 from self_lengthen.training.chat import stand_ins, training_ids
 from self_lengthen.training.config import TrainingValues, sft_config, write_config
 from self_lengthen.training.conversations import Rows, conversation, sample
-from self_lengthen.training.final import Plan, read_nodes
+from self_lengthen.training.final import Plan
 from self_lengthen.training.final_data import ROLE_TAGS
 from self_lengthen.training.launch import TrainingJob, process_env
 from self_lengthen.training.merge import copy_companions, merge
 
 LLAMA, QWEN = (REPO_ROOT / "demo" / "models" / name for name in ("llama", "qwen"))
 LIMIT_S = 300
+FIRST, SECOND = (Node(rank, 2, "127.0.0.1", 29400, "127.0.0.1") for rank in (0, 1))
 
 
 def user(text: str) -> dict[str, str]:
@@ -125,12 +130,10 @@ class TestConversations:
 
 
 @pytest.fixture
-def plan_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+def plan_of(tmp_path: Path) -> Callable[..., Plan]:
     """A plan by options, of six rows of ours."""
     ours = [{"query": f"Write {n} words.", "response": f"text {n}."} for n in range(6)]
     data = rows_file(tmp_path / "ours.jsonl", ours)
-    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
 
     def plan(*argv: str, model: Path = LLAMA) -> Plan:
         given = [f"--base_model={model}", f"--data={data}", f"--output={tmp_path / 'out'}", *argv]
@@ -141,7 +144,7 @@ def plan_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pl
 
 class TestData:
     def written(self, plan: Plan) -> StepFolder:
-        folder = StepFolder(plan.output / "data")
+        folder = StepFolder(plan.results / "data")
         final_data.write_data(final_data.Sources(plan), folder)
         return folder
 
@@ -210,16 +213,11 @@ class TestPlan:
     def test_without_annealing_there_is_one_stage(self, plan_of):
         assert [job.role for job in plan_of().jobs()] == ["sft"]
 
-    def test_nodes_are_passed_on_under_llama_factorys_names(self, plan_of, monkeypatch):
-        nodes = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "node-a", "MASTER_PORT": "29400"}
-        for name, value in nodes.items():
-            monkeypatch.setenv(name, value)
-        sft, anneal = plan_of("--anneal_epochs=1").jobs()
-        expected = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node-a"}
+    def test_nodes_are_passed_on_under_llama_factorys_names(self, plan_of):
+        sft, _ = replace(plan_of("--anneal_epochs=1"), node=SECOND).jobs()
+        expected = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
         expected |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1"}
-        assert expected.items() <= process_env(sft).items()
-        ports = [process_env(job)["MASTER_PORT"] for job in (sft, anneal)]
-        assert ports == ["29400", "29401"]
+        assert expected.items() <= process_env(sft, 29400).items()
         assert sft.config["gradient_accumulation_steps"] == 4  # a global batch of 8 on 2 devices
 
     def test_one_node_needs_no_launcher_on_the_cpu(self, plan_of):
@@ -239,21 +237,6 @@ class TestPlan:
         assert all("llamafactory-cli" in line[-3] for line in trainings)
         assert f"--trained={tmp_path / 'out/train/anneal'}" in merging
         assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("environ", "told"),
-    [
-        ({"WORLD_SIZE": "two"}, "must be numbers"),
-        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2: is not one of WORLD_SIZE=2 nodes"),
-        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK=-1"),
-        ({"WORLD_SIZE": "2", "MASTER_PORT": "1"}, "MASTER_ADDR and MASTER_PORT"),
-        ({"WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "MASTER_ADDR and MASTER_PORT"),
-    ],
-)
-def test_a_wrong_environment_is_refused_by_name(environ, told):
-    with pytest.raises(UserError, match=told):
-        read_nodes(environ)
 
 
 # Stands in for `llamafactory-cli train FILE`: notes its environment, leaves an adapter.
@@ -291,13 +274,13 @@ class TestLead:
 
     @staticmethod
     def calls(plan: Plan) -> list[str]:
-        return (plan.output / "train/calls").read_text().split()
+        return (plan.results / "train/calls").read_text().split()
 
     def test_stages_then_the_merge_and_the_manifest_last(self, plan_of):
         plan = plan_of("--anneal_epochs=1")
         final_sft.lead(plan)
         assert self.calls(plan) == ["sft", "anneal", "merge"]
-        manifest = read_json(plan.output / "manifest.json")
+        manifest = read_json(plan.results / "manifest.json")
         assert manifest == {
             "model": str(plan.model),
             "last_losses": {"sft": 1.5, "anneal": 1.5},
@@ -310,7 +293,7 @@ class TestLead:
         monkeypatch.setenv("FAKE_FAILS", "anneal")
         with pytest.raises(RunError, match="this is the reason"):
             final_sft.lead(plan)
-        assert not (plan.output / "manifest.json").exists()
+        assert not (plan.results / "manifest.json").exists()
         monkeypatch.delenv("FAKE_FAILS")
         final_sft.lead(plan)
         assert self.calls(plan) == ["sft", "anneal", "anneal", "merge"]
@@ -351,26 +334,26 @@ class TestLead:
         plan.data[:] = [bad]
         with pytest.raises(UserError, match=told):
             final_sft.lead(plan)
-        assert not plan.output.exists()
+        assert not plan.results.exists()
 
-    def test_another_node_trains_its_part_and_writes_nothing_else(self, plan_of, monkeypatch):
-        leading = plan_of()
-        final_data.write_data(final_data.Sources(leading), StepFolder(leading.output / "data"))
-        nodes = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29400"}
-        for name, value in nodes.items():
-            monkeypatch.setenv(name, value)
-        plan = plan_of()
-        (job,) = plan.jobs()
-        write_config(job.config, job.config_file)
-        final_sft.follow(plan)
-        assert self.calls(plan) == ["sft1"]
-        assert (plan.output / "logs/sft.node1.log").exists()
-        assert not plan.model.exists() and not job.manifest.exists()
+    def test_another_node_trains_its_part_and_writes_nothing_else(self, plan_of):
+        port = launch.free_port("127.0.0.1")
+        plans = [replace(plan_of(), node=replace(n, master_port=port)) for n in (FIRST, SECOND)]
+        with ThreadPoolExecutor() as pool:
+            ends = [pool.submit(self.take_part, plan) for plan in plans]
+            for end in ends:
+                end.result(timeout=LIMIT_S)
+        assert sorted(self.calls(plans[0])) == ["merge", "sft0", "sft1"]
+        assert (plans[0].logs / "sft.rank1.log").exists()
+        assert read_json(plans[0].results / "manifest.json")["last_losses"] == {"sft": 1.5}
 
-    def test_a_node_does_not_wait_for_ever(self, plan_of, monkeypatch):
-        monkeypatch.setattr(final_sft, "SHARED_DISK_S", 0.1)
-        with pytest.raises(RunError, match="node 0 did not write .*sft.yaml within"):
-            final_sft.follow(plan_of())
+    @staticmethod
+    def take_part(plan: Plan) -> None:
+        with Cluster(plan.node, 60) as cluster:
+            if plan.node.leads:
+                final_sft.lead(plan, cluster)
+            else:
+                final_sft.SftFollower(plan, cluster).go()
 
 
 @pytest.mark.parametrize(
@@ -496,7 +479,8 @@ class TestLoss:
         two = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
         job = TrainingJob("sft", config, tmp_path / "sft.yaml", {**launch.device_env([]), **two})
         write_config(job.config, job.config_file)
-        with Owned("two devices", job.command, tmp_path / "log", process_env(job)) as process:
+        env = process_env(job, launch.free_port("127.0.0.1"))
+        with Owned("two devices", job.command, tmp_path / "log", env) as process:
             assert process.wait(LIMIT_S) == 0, process.log_tail()
         self.check(tiny, tmp_path / "out")
 

@@ -49,7 +49,7 @@ def perform(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         iteration: int = 1,
         concurrency: int = 8,
     ) -> None:
-        monkeypatch.setattr(common, "Endpoint", lambda url: chat)
+        monkeypatch.setattr(common, "Endpoint", lambda url, key: chat)
         family = load_family(folder.options["family"])
         url = "http://fake/v1" if chat else ""
         module.make(common.StepRun(module.STEP, family, folder, iteration, url, concurrency))

@@ -27,7 +27,8 @@ from self_lengthen.training.config import (
     write_config,
     zero3,
 )
-from self_lengthen.training.launch import TrainingJob, plan_training, train
+from self_lengthen.training.launch import TrainingJob, plan_training
+from self_lengthen.training.together import train
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 30
@@ -192,7 +193,7 @@ class TestRealLlamaFactory:
     def test_a_complete_checkpoint_is_resumed_and_other_files_alone_are_refused(
         self, tmp_path, parse
     ):
-        """What launch._prepare relies on."""
+        """What launch.prepare relies on."""
         output = tmp_path / "lora" / "gen_sft"
         (output / "checkpoint-12").mkdir(parents=True)
         _, _, training, _, _ = parse(config_of(tmp_path))
@@ -263,6 +264,8 @@ checkpoint.mkdir(exist_ok=True)
 (checkpoint / "trainer_state.json").write_text("{}")
 rows = [{"loss": 2.5, "current_steps": 1, "total_steps": 2}, {"loss": 1.5}, {"runtime": 3}]
 (output / "trainer_log.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+if mode == "die once" and not note["found"]:
+    os.kill(os.getpid(), 9)
 if mode != "empty":
     (output / "adapter_model.safetensors").write_text(mode)
 note_file.write_text(json.dumps({**note, "ended": time.monotonic()}))
@@ -332,17 +335,35 @@ class TestTrain:
         assert env["DISABLE_VERSION_CHECK"] == "1"
         assert int(env["MASTER_PORT"]) != int(self.note(second)["env"]["MASTER_PORT"])
 
-    @pytest.mark.parametrize("mode", ["fail", "empty"])
-    def test_a_failure_names_its_log_and_shows_its_end(self, tmp_path, job, mode):
-        failing = job(mode=mode)
+    def test_a_failure_names_its_log_and_shows_its_end(self, tmp_path, job):
+        failing = job(mode="fail")
         with pytest.raises(RunError) as failure:
             self.run(tmp_path, failing)
         first, *tail = str(failure.value).splitlines()
-        status = {"fail": 3, "empty": 0}[mode]
         log = tmp_path / "logs" / "gen_sft.log"
-        assert first == f"training of gen_sft ended with status {status}; log: {log}"
-        assert tail[-1].strip() == f"this is the reason {mode}"
+        assert first == f"training of gen_sft ended with status 3; log: {log}"
+        assert tail[-1].strip() == "this is the reason fail"
         assert not failing.manifest.exists()
+
+    def test_an_end_without_an_adapter_is_a_failure(self, tmp_path, job):
+        failing = job(mode="empty")
+        with pytest.raises(RunError) as failure:
+            self.run(tmp_path, failing)
+        log = tmp_path / "logs" / "gen_sft.log"
+        assert str(failure.value) == f"training of gen_sft ended without weights; log: {log}"
+        assert not failing.manifest.exists()
+
+    def test_a_training_that_dies_on_its_way_goes_on_from_its_checkpoint(self, tmp_path, job):
+        dying = job(mode="die once")
+        self.run(tmp_path, dying)
+        assert "checkpoint-9/trainer_state.json" in self.note(dying)["found"]
+        assert dying.manifest.exists()
+
+    def test_a_training_that_dies_without_a_step_made_is_not_tried_again(self, tmp_path, job):
+        failing = job(mode="fail")
+        with pytest.raises(RunError):
+            self.run(tmp_path, failing)
+        assert (tmp_path / "logs" / "gen_sft.log").read_text().count("this is the reason") == 1
 
     def test_a_failure_stops_the_other_role(self, tmp_path, job):
         hanging = job(mode="hang")

@@ -2,10 +2,10 @@
 
     python -m self_lengthen.serving.api_server --port=P --controller=URL
 
-FastChat's application with its two text routes replaced: /v1/chat/completions and /v1/completions.
-Those send messages or prompt to the worker as they are; the worker renders, tokenises and clamps
-max_tokens to the context that is left, so that a request takes one hop to the controller and one to
-a worker. Failures that a retry may mend have a 5xx status, others a 4xx one.
+FastChat's application with three routes replaced: /v1/models, /v1/chat/completions and
+/v1/completions. The last two send messages or prompt to the worker as they are; the worker renders,
+tokenises and clamps max_tokens to the context that is left, so that a request takes one hop to the
+controller and one to a worker. Failures that a retry may mend have a 5xx status, others a 4xx one.
 """
 
 import asyncio
@@ -28,6 +28,8 @@ from fastchat.protocol.openai_api_protocol import (
     CompletionResponse,
     CompletionResponseChoice,
     ErrorResponse,
+    ModelCard,
+    ModelList,
     UsageInfo,
 )
 from pydantic import BaseModel
@@ -35,10 +37,11 @@ from pydantic import BaseModel
 from self_lengthen.cli import Parser
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
+from self_lengthen.serving.key import KeyRequired, key_headers, read_key
 
 WORKER_TIMEOUT_S = 3 * 3600  # a long reply in a full batch
 STOP_S = 3  # seconds for requests in flight when we are stopped
-ROUTES = ("/v1/chat/completions", "/v1/completions")
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models")
 
 T = TypeVar("T")
 
@@ -94,16 +97,21 @@ async def post(url: str, payload: dict[str, Any]) -> dict[str, Any]:
         raise RequestError(503, ErrorCode.CONTROLLER_WORKER_TIMEOUT, f"{url}: {error!r}") from error
 
 
+async def served_models() -> list[str]:
+    controller = fastchat_api.app_settings.controller_address
+    return sorted((await post(f"{controller}/list_models", {}))["models"])
+
+
 async def worker_for(model: str) -> str:
     controller = fastchat_api.app_settings.controller_address
     address = (await post(f"{controller}/get_worker_address", {"model": model}))["address"]
     if address:
         return address
-    models = (await post(f"{controller}/list_models", {}))["models"]
+    models = await served_models()
     if not models:
         raise RequestError(503, ErrorCode.CONTROLLER_NO_WORKER, "no worker is alive")
-    served = ", ".join(sorted(models))
-    raise RequestError(404, ErrorCode.INVALID_MODEL, f"model {model} is not served: {served}")
+    message = f"model {model} is not served: {', '.join(models)}"
+    raise RequestError(404, ErrorCode.INVALID_MODEL, message)
 
 
 def check(request: ChatRequest | TextRequest) -> None:
@@ -194,10 +202,20 @@ async def completion(request: TextRequest, http: Request) -> CompletionResponse:
     return CompletionResponse(model=request.model, choices=choices, usage=usage(outputs))
 
 
-async def serve(host: str, port: int) -> None:
-    timeout = aiohttp.ClientTimeout(total=WORKER_TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+@app.get(ROUTES[2], dependencies=[Depends(fastchat_api.check_api_key)])
+async def list_models() -> ModelList:
+    return ModelList(data=[ModelCard(id=name, root=name) for name in await served_models()])
+
+
+async def serve(host: str, port: int, key: str) -> None:
+    if key:
+        app.add_middleware(KeyRequired, key=key)
+    session = aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=WORKER_TIMEOUT_S),
+        connector=aiohttp.TCPConnector(limit=0),
+        headers=key_headers(key),
+    )
+    async with session:
         app.state.session = session
         config = uvicorn.Config(
             app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=STOP_S
@@ -210,6 +228,7 @@ if __name__ == "__main__":
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--controller", required=True)
+    parser.add_argument("--api_key_file", default="", help="holds the key that requests must have")
     args = parser.parse_args()
     fastchat_api.app_settings.controller_address = args.controller
-    asyncio.run(serve(args.host, args.port))
+    asyncio.run(serve(args.host, args.port, read_key(args.api_key_file)))

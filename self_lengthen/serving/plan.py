@@ -1,4 +1,6 @@
-"""The server of one node as command lines: one controller, a worker per GPU group, one API server.
+"""The server of one node as command lines: a controller, a worker per GPU group, an API server.
+
+A node that joins another's controller starts none of its own.
 
 Pure: given options and GPUs it says what would run. `server.py` runs it, `--dry_run` prints it.
 """
@@ -42,7 +44,9 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
     controller_port: int = 0
+    controller: str = ""  # URL of another node's, to join; "": start one
     worker_port: int = 0  # of the first worker; the others follow
+    api_key_file: str = ""  # "": no key, for loopback
     trust_remote_code: bool = False
     seed: int = 0
     lora_rank: int = 0  # 0: what the adapters' folders say
@@ -50,14 +54,15 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class ServerPlan:
-    controller: Service
+    controller: Service | None  # None: another node's
     workers: list[Service]
     api: Service
     models: list[str]
 
     @property
     def services(self) -> list[Service]:
-        return [self.controller, self.api, *self.workers]
+        controllers = [self.controller] if self.controller else []
+        return [*controllers, self.api, *self.workers]
 
 
 def lora_rank(adapter: str) -> int:
@@ -114,27 +119,22 @@ def plan_server(options: ServerOptions, base_name: str) -> ServerPlan:
         *(host, options.controller_port, options.port, options.worker_port),
         workers=len(options.groups),
     )
-    controller_url = f"http://{host}:{controller_port}"
     env = _common_env(options.log_dir)
-    controller = Service(
-        "controller",
-        [sys.executable, "-m", "fastchat.serve.controller", f"--host={host}"]
-        + [f"--port={controller_port}"],
-        controller_url,
-        env,
-    )
-    api = Service(
-        "api_server",
-        [sys.executable, "-m", "self_lengthen.serving.api_server", f"--host={host}"]
-        + [f"--port={api_port}", f"--controller={controller_url}"],
-        f"http://{host}:{api_port}",
-        env,
-    )
+    key = [f"--api_key_file={options.api_key_file}"] if options.api_key_file else []
+
+    def front(name: str, port: int, *more: str) -> Service:
+        command = [sys.executable, "-m", f"self_lengthen.serving.{name}", f"--host={host}"]
+        command += [f"--port={port}", *more, *key]
+        return Service(name, command, f"http://{host}:{port}", env)
+
+    controller = None if options.controller else front("controller", controller_port)
+    controller_url = controller.url if controller else options.controller
+    api = front("api_server", api_port, f"--controller={controller_url}")
     shared = [f"--base_model={options.base_model}", f"--base_name={base_name}"]
     shared += [f"--adapter={name}={path}" for name, path in options.adapters.items()]
     if options.adapters:
         shared.append(f"--max_lora_rank={max_lora_rank(options)}")
-    shared += [f"--controller={controller_url}", f"--max_model_len={options.max_model_len}"]
+    shared += [f"--controller={controller_url}", f"--max_model_len={options.max_model_len}", *key]
     if options.trust_remote_code:
         shared.append("--trust_remote_code")
     workers = [

@@ -4,8 +4,11 @@
 
 Starts a FastChat controller, an API server and a vLLM worker per GPU group; their logs go to
 --log_dir. Says `ready` (and writes --ready_file) only when the base model and every adapter have
-answered on every worker and through the API server. Fails with the reason and the log's path when a
-process ends or the deadline passes. Nothing that it started outlives it.
+answered on every worker and through the API server. Until then it fails with the reason and the
+log's path when a process ends or the deadline passes; from then on it restarts what ends
+(supervisor.py). Nothing that it started outlives it.
+
+On several nodes: --host and --api_key_file on all, --controller=URL of the first on the others.
 """
 
 import argparse
@@ -25,7 +28,9 @@ from self_lengthen.files import write_json
 from self_lengthen.model import DEFAULT_CONTEXT_TOKENS, local_base_model, read_base_model
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import BASE_MODEL
+from self_lengthen.serving.key import key_headers, read_key
 from self_lengthen.serving.plan import ServerOptions, ServerPlan, Service, plan_server
+from self_lengthen.serving.supervisor import Supervised, look_after
 
 STARTUP_TIMEOUT_S = 1800  # a 70B model from a slow disk
 ASK_TIMEOUT_S = 120
@@ -52,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="of the API server; 0: a free one")
     parser.add_argument("--controller_port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--controller", default="", help="URL of another node's, to join it")
+    parser.add_argument("--api_key_file", default="", help="holds the key that requests must have")
     parser.add_argument("--worker_port", type=int, default=0, help="of the first; 0: free ones")
     parser.add_argument("--log_dir", type=Path, default=Path("logs"), help="one file a process")
     parser.add_argument("--ready_file", type=Path, help="written when all models answer")
@@ -66,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 def server_options(args: argparse.Namespace) -> ServerOptions:
     """Raises UserError for what cannot be served."""
+    _refuse_open_doors(args)
     model = read_base_model(args.base_model)
     gpus = visible_gpus()
     size = args.tensor_parallel or default_tensor_parallel(
@@ -87,24 +95,41 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
         host=args.host,
         port=args.port,
         controller_port=args.controller_port,
+        controller=args.controller,
+        api_key_file=args.api_key_file,
         worker_port=args.worker_port,
         trust_remote_code=args.trust_remote_code,
         seed=args.seed,
     )
 
 
+def _refuse_open_doors(args: argparse.Namespace) -> None:
+    loopback = args.host == "localhost" or args.host.startswith("127.")
+    if not loopback and not read_key(args.api_key_file):
+        raise UserError(
+            f"--host={args.host}: others could reach the server; give --api_key_file=FILE with a "
+            "long random word in it, which requests must bring as a bearer token"
+        )
+
+
 class Server:
     """The running processes of a plan."""
 
-    def __init__(self, plan: ServerPlan, log_dir: Path, stack: contextlib.ExitStack) -> None:
-        self.plan = plan
-        self.processes = [
-            stack.enter_context(
-                Owned(s.name, s.command, log_dir / f"{s.name}.log", s.env, grace_s=10)
-            )
-            for s in plan.services
-        ]
-        self._client = stack.enter_context(httpx.Client(timeout=ASK_TIMEOUT_S, trust_env=False))
+    def __init__(
+        self, plan: ServerPlan, log_dir: Path, key: str, stack: contextlib.ExitStack
+    ) -> None:
+        self.plan, self.log_dir, self._stack = plan, log_dir, stack
+        self.processes = [self._supervised(service) for service in plan.services]
+        client = httpx.Client(timeout=ASK_TIMEOUT_S, trust_env=False, headers=key_headers(key))
+        self._client = stack.enter_context(client)
+
+    def _supervised(self, service: Service) -> Supervised:
+        def start() -> Owned:
+            log_file = self.log_dir / f"{service.name}.log"
+            owned = Owned(service.name, service.command, log_file, service.env, grace_s=10)
+            return self._stack.enter_context(owned)
+
+        return Supervised(start(), start, spare=service in self.plan.workers)
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Raises RunError with the reason and the log's path."""
@@ -128,7 +153,7 @@ class Server:
                     return
                 error = f"HTTP {answer.status_code}: {answer.text[:300]}"
             time.sleep(POLL_S)
-        process = next(p for p in self.processes if p.name == service.name)
+        process = next(p.process for p in self.processes if p.process.name == service.name)
         raise RunError(
             f"{service.name} did not serve {model} before the deadline ({error}); "
             f"log: {process.log}"
@@ -141,9 +166,13 @@ class Server:
         route = "/v1/chat/completions" if api else "/worker_generate"
         return self._client.post(service.url + route, json=request)
 
+    def keep_alive(self) -> None:
+        """Restarts what has ended. Raises RunError when that is hopeless."""
+        look_after(self.processes)
+
     def check(self) -> None:
         """Raises RunError when a process has ended."""
-        for process in self.processes:
+        for process in (supervised.process for supervised in self.processes):
             if (status := process.poll()) is not None:
                 raise RunError(
                     f"{process.name} ended with status {status}; log: {process.log}\n"
@@ -160,14 +189,14 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, _stop)
     with contextlib.ExitStack() as stack:
-        server = Server(plan, options.log_dir, stack)
+        server = Server(plan, options.log_dir, read_key(options.api_key_file), stack)
         server.wait_until_ready(args.startup_timeout_s)
         url = f"{plan.api.url}/v1"
         print(f"ready: {url} serves {', '.join(plan.models)}", flush=True)
         if args.ready_file:
             write_json(args.ready_file, {"base_url": url, "models": plan.models})
         while True:
-            server.check()
+            server.keep_alive()
             time.sleep(POLL_S)
 
 

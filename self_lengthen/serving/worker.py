@@ -11,14 +11,17 @@ import argparse
 import asyncio
 import os
 import signal
+import time
 import uuid
 from typing import Any
 
+import requests
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastchat.constants import ErrorCode
 from fastchat.serve.base_model_worker import BaseModelWorker
+from jinja2 import TemplateError
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
@@ -28,10 +31,13 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from self_lengthen.cli import Parser
 from self_lengthen.serving.disconnect import CallerGoneError, until_gone
 from self_lengthen.serving.fields import SAMPLING_FIELDS
+from self_lengthen.serving.key import KeyRequired, key_headers, read_key
 from self_lengthen.serving.prompt import render_messages
 
 STOP_S = 3  # seconds for requests in flight when we are stopped
 CPU_BATCHED_TOKENS = 8192  # in one step
+CONTROLLER_TIMEOUT_S = 5  # of one call
+CONTROLLER_DEADLINE_S = 300  # until it takes our registration: it may start later than we do
 MOST_REQUESTS = 4096  # FastChat's own limit on a worker, out of the way: the engine queues better
 
 
@@ -55,6 +61,9 @@ class LoraWorker(BaseModelWorker):
         self.tokenizer = engine.get_tokenizer()
         self.context_len = engine.model_config.max_model_len
         self.running = 0
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy between our own processes
+        self._session.headers.update(key_headers(read_key(args.api_key_file)))
         self._adapters = {
             name: LoRARequest(name, number, path)
             for number, (name, path) in enumerate(adapters.items(), 1)
@@ -62,6 +71,34 @@ class LoraWorker(BaseModelWorker):
 
     def get_queue_length(self) -> int:
         return self.running
+
+    def register_to_controller(self) -> None:
+        """Raises requests.RequestException when the controller is not there for long."""
+        status = {"worker_status": self.get_status(), "multimodal": False}
+        registration = {"worker_name": self.worker_addr, "check_heart_beat": True, **status}
+        deadline = time.monotonic() + CONTROLLER_DEADLINE_S
+        while True:
+            try:
+                return self._tell("register_worker", registration)
+            except requests.RequestException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def send_heart_beat(self) -> None:
+        """A controller that does not answer is told again at the next beat."""
+        beat = {"worker_name": self.worker_addr, "queue_length": self.get_queue_length()}
+        try:
+            if not self._tell("receive_heart_beat", beat)["exist"]:  # it was started anew
+                self.register_to_controller()
+        except requests.RequestException as error:
+            print(f"the controller does not answer: {error}", flush=True)
+
+    def _tell(self, what: str, message: dict[str, Any]) -> Any:
+        url = f"{self.controller_addr}/{what}"
+        answer = self._session.post(url, json=message, timeout=CONTROLLER_TIMEOUT_S)
+        answer.raise_for_status()
+        return answer.json()
 
     async def generate(self, params: dict[str, Any]) -> dict[str, Any]:
         """One final output. Errors come as FastChat has them: error_code and text."""
@@ -117,7 +154,7 @@ def make_app(worker: LoraWorker) -> FastAPI:
         except EngineDeadError as error:
             os.kill(os.getpid(), signal.SIGTERM)  # whoever watches this worker sees it end
             return failure(ErrorCode.INTERNAL_ERROR, f"the engine died: {error}")
-        except ValueError as error:  # vLLM's word for parameters that it does not take
+        except (ValueError, TemplateError) as error:  # vLLM's and the template's: not to be served
             return failure(ErrorCode.PARAM_OUT_OF_RANGE, str(error))
         finally:
             worker.running -= 1
@@ -189,8 +226,11 @@ async def serve(args: argparse.Namespace) -> None:
         )
     )
     worker = LoraWorker(args, engine)
+    app = make_app(worker)
+    if key := read_key(args.api_key_file):
+        app.add_middleware(KeyRequired, key=key)
     config = uvicorn.Config(
-        make_app(worker),
+        app,
         host=args.host,
         port=args.port,
         log_level="warning",
@@ -219,6 +259,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_num_seqs", type=int, default=256)
     parser.add_argument("--cpu", action="store_true", help="no GPU: settings of the CPU backend")
     parser.add_argument("--trust_remote_code", action="store_true")
+    parser.add_argument("--api_key_file", default="", help="holds the key that requests must have")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

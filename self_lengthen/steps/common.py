@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from self_lengthen.cli import Parser, at_least
-from self_lengthen.endpoint import Endpoint, Sampling
+from self_lengthen.endpoint import NO_KEY, Endpoint, Sampling
 from self_lengthen.errors import UserError, main_exit
 from self_lengthen.family import ModelFamily
 from self_lengthen.fanout import Counts, FanOut, Outcome, Tally, summed
 from self_lengthen.files import Row
 from self_lengthen.filters import Reason, drop_short
 from self_lengthen.runfolder import KeptRecords, RunFolder, StepFolder
+from self_lengthen.serving.key import read_key
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class StepRun:
     iteration: int
     base_url: str
     concurrency: int
+    api_key: str = ""
     round: int = 0  # of collection; 0: a step of the iteration itself
 
     @property
@@ -113,7 +115,10 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--iteration", type=at_least(1), help="macro-iteration, from 1")
     place.add_argument("--round", type=at_least(1), default=0, help="of collection, from 1")
-    parser.add_argument("--base_url", default="", help="of the server, ends in /v1")
+    parser.add_argument(
+        "--base_url", default="", help="of the server, ends in /v1; or several: A,B"
+    )
+    parser.add_argument("--api_key_file", default="", help="holds the key that the server asks for")
     parser.add_argument("--concurrency", type=int, default=64, help="units in flight")
     args = parser.parse_args()
     run = RunFolder(args.results)
@@ -121,8 +126,11 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
         raise UserError(
             f"{args.results} is a run of the family {run.options['family']}: use its script"
         )
+    key = read_key(args.api_key_file)
     iteration = args.iteration or run.round(args.round).options["iteration"]
-    step = StepRun(name, family, run, iteration, args.base_url, args.concurrency, args.round)
+    step = StepRun(
+        *(name, family, run, iteration, args.base_url, args.concurrency, key, args.round)
+    )
     if not step.folder.complete:
         make(step)
 
@@ -134,7 +142,8 @@ def fan_out(
     if not step.base_url:
         raise UserError(f"the step {step.name} asks a server: give --base_url=http://HOST:PORT/v1")
     label, ratio = f"{step.place} {step.name}", step.options["finish_ratio"]
-    ask = Asking(label, step.folder, Endpoint(step.base_url), step.concurrency, ratio)
+    endpoint = Endpoint(step.base_url, step.api_key or NO_KEY)
+    ask = Asking(label, step.folder, endpoint, step.concurrency, ratio)
     return ask_all(ask, total, work)
 
 

@@ -1,4 +1,6 @@
-"""Fine-tune both roles of one iteration with LLaMA-Factory: side by side, or one after the other.
+"""What a node does of a fine-tuning: its command lines, running them, and the files around them.
+
+together.py has the order of things, on one node or many.
 
 Reads iter_N/sft; writes iter_N/lora/<role>/ and, last, iter_N/lora/<role>.manifest.json.
 """
@@ -9,7 +11,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from self_lengthen.cli import command_line
 from self_lengthen.errors import RunError
 from self_lengthen.family import ModelFamily
 from self_lengthen.files import read_json, read_rows, write_json
+from self_lengthen.node import ALONE, Node, interface_of
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import ROLES, SFT, RunFolder
 from self_lengthen.training.chat import STUBS
@@ -38,6 +41,7 @@ class TrainingJob:
     config: dict
     config_file: Path
     env: dict[str, str] = field(default_factory=dict)
+    iteration: int = 1
 
     @property
     def command(self) -> list[str]:
@@ -65,8 +69,9 @@ def plan_training(
     gpus: Sequence[str],
     *,
     side_by_side: bool,
+    node: Node = ALONE,
 ) -> list[TrainingJob]:
-    """The jobs of both roles. Side by side each has half of the GPUs, or of the cores.
+    """The jobs of both roles on this node. Side by side each has half of the GPUs, or of the cores.
 
     `options`: the run's, of which base_model, seed and trust_remote_code are used.
     """
@@ -82,13 +87,13 @@ def plan_training(
             output=output,
             previous_adapter=run.adapter(iteration - 1, role) if iteration > 1 else None,
             values=values,
-            devices=max(1, len(share)),
+            devices=max(1, len(share)) * node.size,
             cuda=bool(share),
             seed=options["seed"],
             trust_remote_code=options["trust_remote_code"],
         )
-        env = _gpu_env(share) if share else _cpu_env(2 if side_by_side else 1)
-        jobs.append(TrainingJob(role, config, output.with_name(f"{role}.yaml"), env))
+        env = device_env(share, node, jobs_at_once=2 if side_by_side else 1)
+        jobs.append(TrainingJob(role, config, output.with_name(f"{role}.yaml"), env, iteration))
     return jobs
 
 
@@ -97,9 +102,9 @@ def _shares(gpus: Sequence[str], parts: int) -> list[list[str]]:
     return [list(gpus[i * size : (i + 1) * size]) for i in range(parts)]
 
 
-def device_env(gpus: Sequence[str]) -> dict[str, str]:
-    """For a job that has all of these GPUs, or without any the whole CPU."""
-    return _gpu_env(gpus) if gpus else _cpu_env(1)
+def device_env(gpus: Sequence[str], node: Node = ALONE, jobs_at_once: int = 1) -> dict[str, str]:
+    """For a job that has these GPUs, or without any its share of the CPU, on this node."""
+    return {**_nodes_env(node), **(_gpu_env(gpus) if gpus else _cpu_env(jobs_at_once))}
 
 
 def _gpu_env(gpus: Sequence[str]) -> dict[str, str]:
@@ -118,43 +123,63 @@ def _cpu_env(jobs_at_once: int) -> dict[str, str]:
     }
 
 
-def train(jobs: Sequence[TrainingJob], logs: Path, *, side_by_side: bool, timeout_s: float) -> None:
-    """Run the jobs that are not complete. Raises RunError with the log of one that failed."""
-    todo = [job for job in jobs if not job.manifest.exists()]
-    groups = [todo] if side_by_side else [[job] for job in todo]
-    for group in filter(None, groups):
-        _train_together(group, logs, timeout_s)
+def _nodes_env(node: Node) -> dict[str, str]:
+    """LLaMA-Factory's names; nothing for a node that is alone."""
+    if node.alone:
+        return {}
+    env = {"NNODES": str(node.size), "NODE_RANK": str(node.rank), "MASTER_ADDR": node.master_addr}
+    env |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1"}  # on GPUs: their number
+    interface = interface_of(node.address)
+    return {**env, "GLOO_SOCKET_IFNAME": interface} if interface else env
 
 
-def _train_together(jobs: Sequence[TrainingJob], logs: Path, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+def run_jobs(
+    jobs: Sequence[TrainingJob],
+    logs: Path,
+    ports: Mapping[str, int],
+    timeout_s: float,
+    trouble: Callable[[], str | None],
+    finished: Callable[[TrainingJob, float], None],
+) -> str | None:
+    """Run the jobs at once, on this node. Why they were stopped: a failure of one, or `trouble`.
+
+    `ports`: of each role, on rank 0. Raises RunError at the deadline.
+    """
+    started = spoke = time.monotonic()
     with ExitStack() as stack:
-        running: dict[TrainingJob, Owned] = {}
-        started = time.monotonic()
-        for job in jobs:
-            _prepare(job)
-            process = Owned(
-                f"training of {job.role}", job.command, logs / f"{job.role}.log", process_env(job)
-            )
-            running[job] = stack.enter_context(process)
-        spoke = time.monotonic()
+        running = {job: stack.enter_context(_start(job, logs, ports)) for job in jobs}
         while running:
             for job, process in list(running.items()):
                 status = process.poll()
                 if status is None:
                     continue
+                if status != 0:
+                    line = f"{process.name} ended with status {status}; log: {process.log}"
+                    return f"{line}\n{process.log_tail()}"
                 del running[job]
-                _finish(job, process, status, time.monotonic() - started)
-            if time.monotonic() > deadline:
+                finished(job, time.monotonic() - started)
+            if why := trouble():
+                return why
+            now = time.monotonic()
+            if now - started > timeout_s:
                 names = ", ".join(p.name for p in running.values())
                 raise RunError(f"{names} did not end within {timeout_s:.0f} s; logs: {logs}")
-            if time.monotonic() - spoke > SPEAK_EVERY_S:
-                spoke = time.monotonic()
+            if now - spoke > SPEAK_EVERY_S:
+                spoke = now
                 log.info("; ".join(f"{p.name}: {_steps(j)}" for j, p in running.items()))
             time.sleep(POLL_S)
+    return None
 
 
-def _prepare(job: TrainingJob) -> None:
+def _start(job: TrainingJob, logs: Path, ports: Mapping[str, int]) -> Owned:
+    rank = job.env.get("NODE_RANK", "0")
+    log_file = logs / (f"{job.role}.log" if rank == "0" else f"{job.role}.rank{rank}.log")
+    return Owned(
+        f"training of {job.role}", job.command, log_file, process_env(job, ports[job.role])
+    )
+
+
+def prepare(job: TrainingJob) -> None:
     """Clear what LLaMA-Factory would stumble over: torn checkpoints, and a folder without any."""
     for checkpoint in job.output.glob("checkpoint-*"):
         if not _is_complete(checkpoint):
@@ -173,21 +198,23 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def process_env(job: TrainingJob) -> dict[str, str]:
-    """The job's own, a free port if it has none, our interpreter's folder on PATH for torchrun."""
+def free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        probe.bind((address, 0))
+        return probe.getsockname()[1]
+
+
+def process_env(job: TrainingJob, port: int) -> dict[str, str]:
+    """The job's own, its port, and our interpreter's folder on PATH for torchrun."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {"MASTER_PORT": str(port), **job.env, "PATH": path, "DISABLE_VERSION_CHECK": "1"}
+    return {**job.env, "MASTER_PORT": str(port), "PATH": path, "DISABLE_VERSION_CHECK": "1"}
 
 
-def _finish(job: TrainingJob, process: Owned, status: int, seconds: float) -> None:
-    if status != 0 or not any(job.output.glob("*model*.safetensors")):
-        raise RunError(
-            f"{process.name} ended with status {status}; log: {process.log}\n{process.log_tail()}"
-        )
-    losses = [row["loss"] for row in read_rows(job.output / "trainer_log.jsonl") if "loss" in row]
+def finish(job: TrainingJob, log_file: Path, seconds: float) -> None:
+    """Write the manifest of a training that has ended well. Raises RunError without weights."""
+    if not any(job.output.glob("*model*.safetensors")):
+        raise RunError(f"training of {job.role} ended without weights; log: {log_file}")
+    losses = [row["loss"] for row in read_rows(_trainer_log(job)) if "loss" in row]
     write_json(
         job.manifest,
         {"role": job.role, "seconds": round(seconds, 1), "steps": len(losses), "losses": losses},
@@ -196,9 +223,21 @@ def _finish(job: TrainingJob, process: Owned, status: int, seconds: float) -> No
         shutil.rmtree(checkpoint)  # last: a half-removed one could not be resumed from
 
 
+def steps_made(job: TrainingJob) -> int:
+    """Optimisation steps that the trainer has logged."""
+    try:
+        return max(row.get("current_steps", 0) for row in read_rows(_trainer_log(job)))
+    except (OSError, ValueError):  # ValueError: torn, or no row yet
+        return 0
+
+
+def _trainer_log(job: TrainingJob) -> Path:
+    return job.output / "trainer_log.jsonl"
+
+
 def _steps(job: TrainingJob) -> str:
     try:
-        rows = list(read_rows(job.output / "trainer_log.jsonl"))
+        rows = list(read_rows(_trainer_log(job)))
         return f"step {rows[-1]['current_steps']} of {rows[-1]['total_steps']}"
     except (OSError, ValueError, IndexError, KeyError):
         return "starting"
