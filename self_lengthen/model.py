@@ -35,6 +35,15 @@ def read_base_model(given: str) -> BaseModel:
     return _facts(given, _config(_hub_config(given)), 0)
 
 
+def served_context(wanted: int, model: BaseModel) -> int:
+    """Tokens of prompt and reply; 0 wants the default. Raises UserError for more than it knows."""
+    if wanted > model.context_tokens:
+        raise UserError(
+            f"--max_model_len={wanted}: {model.path} knows {model.context_tokens} tokens at most"
+        )
+    return wanted or min(model.context_tokens, DEFAULT_CONTEXT_TOKENS)
+
+
 def local_base_model(given: str) -> str:
     """The folder of the model's files; a model of the hub is downloaded once.
 

@@ -14,7 +14,7 @@ from self_lengthen.devices import Gpu, default_tensor_parallel, visible_gpus, wo
 from self_lengthen.errors import UserError
 from self_lengthen.extension import MICRO_ROUNDS
 from self_lengthen.family import ModelFamily, family_names, infer_family, load_family
-from self_lengthen.model import DEFAULT_CONTEXT_TOKENS, BaseModel, read_base_model
+from self_lengthen.model import BaseModel, read_base_model, served_context
 from self_lengthen.node import ALONE, Node
 from self_lengthen.seeds import read_seeds
 from self_lengthen.serving.plan import LORA_RANKS, choose_ports
@@ -181,7 +181,7 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
         "micro_rounds": given.get("micro_rounds", MICRO_ROUNDS),
         "concurrency": given.get("concurrency", UNITS_PER_WORKER * len(groups) * node.size),
         "tensor_parallel": tensor_parallel,
-        "max_model_len": _context(given["max_model_len"], model),
+        "max_model_len": served_context(given["max_model_len"], model),
         **{field.name: getattr(values, field.name) for field in fields(values)},
     }
     results = Path(given.get("results", _default_results(args.demo, family, model))).resolve()
@@ -223,14 +223,6 @@ def _training_devices(gpus: int, side_by_side: str, node: Node) -> int:
     """Devices, over all nodes, that train one role."""
     share = gpus // 2 if _side_by_side(side_by_side, gpus) else gpus
     return max(1, share) * node.size
-
-
-def _context(wanted: int, model: BaseModel) -> int:
-    if wanted > model.context_tokens:
-        raise UserError(
-            f"--max_model_len={wanted}: {model.path} knows {model.context_tokens} tokens at most"
-        )
-    return wanted or min(model.context_tokens, DEFAULT_CONTEXT_TOKENS)
 
 
 def _default_results(demo: bool, family: ModelFamily, model: BaseModel) -> Path:

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,10 +72,13 @@ class Pipeline:
         self._key_file: Path | None = None
 
     def go(self) -> None:
-        if not self.plan.node.alone:
-            self._key_file = write_key(self.run.path)
-        self._work()
-        self.cluster.answers(self.cluster.order({"do": "end"}), "the end there", OBEY_TIMEOUT_S)
+        with ExitStack() as stack:
+            if not self.plan.node.alone:
+                self._key_file = write_key(self.run.path)
+                stack.callback(self._key_file.unlink)
+            self._work()
+            end = self.cluster.order({"do": "end"})
+            self.cluster.answers(end, "the end there", OBEY_TIMEOUT_S)
 
     def _work(self) -> None:
         for iteration in range(1, self.options["max_iter"] + 1):

@@ -10,11 +10,14 @@ A step is complete when its manifest.json exists: it is written last. The step's
 the options that its data depend on; a step started with others refuses to go on.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from self_lengthen.errors import UserError
 from self_lengthen.files import Journal, Lines, Row, read_json, write_json, write_rows
@@ -174,16 +177,17 @@ class KeptRecords:
 
     def __init__(self, journal: Path) -> None:
         self._lines = Lines(journal)
-        units = {}
+        units, numbers = array("q"), array("q")
         for number in range(len(self._lines)):
             record = self._lines[number]
             if record["kept"]:
-                units[record["unit"]] = number
-        self._numbers = [units[unit] for unit in sorted(units)]
+                units.append(record["unit"])
+                numbers.append(number)
+        self._numbers = np.array(numbers)[np.argsort(units, kind="stable")]
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def rows(self) -> Iterator[Row]:
         for number in self._numbers:
-            yield self._lines[number]["row"]
+            yield self._lines[int(number)]["row"]

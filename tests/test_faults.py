@@ -198,8 +198,8 @@ def test_what_template_or_engine_refuse_is_the_requests_fault(error):
     assert asyncio.run(ask()) == {"text": str(error), "error_code": ErrorCode.PARAM_OUT_OF_RANGE}
 
 
-def test_a_torn_journal_is_mended_at_every_byte_of_its_last_record(tmp_path):
-    """Promise 1. The last record has every kind of character that JSON and UTF-8 have."""
+def test_promise_1_a_torn_journal_is_mended_at_every_byte_of_its_last_record(tmp_path):
+    """The last record has every kind of character that JSON and UTF-8 have."""
     text = 'quote " backslash \\ newline \n 港口的灯塔 😀 \u2028'
     records = [{"unit": n, "row": {"response": text}} for n in range(3)]
     path = tmp_path / "journal.jsonl"

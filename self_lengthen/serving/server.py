@@ -21,11 +21,11 @@ from typing import NoReturn
 
 import httpx
 
-from self_lengthen.cli import Parser
+from self_lengthen.cli import Parser, at_least
 from self_lengthen.devices import default_tensor_parallel, visible_gpus, worker_groups
 from self_lengthen.errors import RunError, UserError, main_exit
 from self_lengthen.files import write_json
-from self_lengthen.model import DEFAULT_CONTEXT_TOKENS, local_base_model, read_base_model
+from self_lengthen.model import local_base_model, read_base_model, served_context
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import BASE_MODEL
 from self_lengthen.serving.key import key_headers, read_key
@@ -49,20 +49,21 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=DIR",
         help="LoRA adapter; repeatable",
     )
+    count = at_least(0)
     parser.add_argument(
-        "--tensor_parallel", type=int, default=0, help="GPUs a worker; 0: by memory"
+        "--tensor_parallel", type=count, default=0, help="GPUs a worker; 0: by memory"
     )
-    parser.add_argument("--max_model_len", type=int, default=0, help="tokens; 0: up to 32768")
-    parser.add_argument("--max_num_seqs", type=int, default=0, help="in one batch; 0: by device")
+    parser.add_argument("--max_model_len", type=count, default=0, help="tokens; 0: up to 32768")
+    parser.add_argument("--max_num_seqs", type=count, default=0, help="in one batch; 0: by device")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=0, help="of the API server; 0: a free one")
-    parser.add_argument("--controller_port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--port", type=count, default=0, help="of the API server; 0: a free one")
+    parser.add_argument("--controller_port", type=count, default=0, help="0: a free one")
     parser.add_argument("--controller", default="", help="URL of another node's, to join it")
     parser.add_argument("--api_key_file", default="", help="holds the key that requests must have")
-    parser.add_argument("--worker_port", type=int, default=0, help="of the first; 0: free ones")
+    parser.add_argument("--worker_port", type=count, default=0, help="of the first; 0: free ones")
     parser.add_argument("--log_dir", type=Path, default=Path("logs"), help="one file a process")
     parser.add_argument("--ready_file", type=Path, help="written when all models answer")
-    parser.add_argument("--startup_timeout_s", type=float, default=STARTUP_TIMEOUT_S)
+    parser.add_argument("--startup_timeout_s", type=at_least(1, float), default=STARTUP_TIMEOUT_S)
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -89,7 +90,7 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
         base_model=model.path if args.dry_run else local_base_model(args.base_model),
         adapters=adapters,
         groups=worker_groups(gpus, size, model.attention_heads),
-        max_model_len=args.max_model_len or min(model.context_tokens, DEFAULT_CONTEXT_TOKENS),
+        max_model_len=served_context(args.max_model_len, model),
         max_num_seqs=args.max_num_seqs,
         log_dir=args.log_dir.resolve(),
         host=args.host,
@@ -104,6 +105,8 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
 
 
 def _refuse_open_doors(args: argparse.Namespace) -> None:
+    if args.controller and not args.controller.startswith("http://"):
+        raise UserError(f"--controller={args.controller}: is not http://ADDRESS:PORT")
     loopback = args.host == "localhost" or args.host.startswith("127.")
     if not loopback and not read_key(args.api_key_file):
         raise UserError(
@@ -187,6 +190,9 @@ def main() -> None:
     if args.dry_run:
         print(*plan.services, sep="\n")
         return
+    _make_folder("--log_dir", options.log_dir)
+    if args.ready_file:
+        _make_folder("--ready_file", args.ready_file.resolve().parent)
     signal.signal(signal.SIGTERM, _stop)
     with contextlib.ExitStack() as stack:
         server = Server(plan, options.log_dir, read_key(options.api_key_file), stack)
@@ -198,6 +204,15 @@ def main() -> None:
         while True:
             server.keep_alive()
             time.sleep(POLL_S)
+
+
+def _make_folder(option: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{option}: {folder} cannot be made ({error.strerror}); give another folder"
+        ) from error
 
 
 def _stop(*_: object) -> NoReturn:

@@ -119,7 +119,7 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
         "--base_url", default="", help="of the server, ends in /v1; or several: A,B"
     )
     parser.add_argument("--api_key_file", default="", help="holds the key that the server asks for")
-    parser.add_argument("--concurrency", type=int, default=64, help="units in flight")
+    parser.add_argument("--concurrency", type=at_least(1), default=64, help="units in flight")
     args = parser.parse_args()
     run = RunFolder(args.results)
     if run.options["family"] != family.name:

@@ -5,6 +5,7 @@ Reads the seeds; writes iter_N/instructions. Asks the base model, in every itera
 
 from pathlib import Path
 
+from self_lengthen.compact import Digests, Texts
 from self_lengthen.endpoint import ContextOverflowError
 from self_lengthen.errors import UserError
 from self_lengthen.extension import call_seed
@@ -36,10 +37,12 @@ class InstructionWriter:
 
     def __init__(self, step: StepRun) -> None:
         self.step, self.family = step, step.family
-        self.pool = read_seeds(Path(step.options["seeds"]))
+        self.pool = Texts(read_seeds(Path(step.options["seeds"])))
         if len(self.pool) < EXAMPLES:
             raise UserError(f"{step.options['seeds']}: has fewer than {EXAMPLES} seed instructions")
-        self.taken = {instruction_key(seed) for seed in self.pool}
+        self.taken = Digests()
+        for seed in self.pool:
+            self.taken.add(instruction_key(seed))
         for earlier in step.earlier(INSTRUCTIONS):
             for row in read_rows(earlier.data):
                 self.taken.add(instruction_key(row["instruction"]))
