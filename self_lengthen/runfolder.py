@@ -17,8 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from self_lengthen.errors import UserError
 from self_lengthen.files import Journal, Lines, Row, read_json, write_json, write_rows
 
@@ -176,6 +174,8 @@ class KeptRecords:
     """The kept records of a finished journal in the order of their units; no row is held."""
 
     def __init__(self, journal: Path) -> None:
+        import numpy as np  # here: collect_data.py runs without packages
+
         self._lines = Lines(journal)
         units, numbers = array("q"), array("q")
         for number in range(len(self._lines)):
