@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
-from self_lengthen.claim import git_commit, versions
+from self_lengthen.claim import PROOF_PREFIX, git_commit, versions
 from self_lengthen.cluster import Cluster
 from self_lengthen.errors import RunError, UserError
 from self_lengthen.files import SHARED_DISK_S, Row, wait_for_file
@@ -80,7 +80,7 @@ def _refuse_difference(rank: int, ours: Row, rank_0s: Row) -> None:
 def prove_shared_disk(cluster: Cluster, results: Path) -> None:
     """Raises UserError when a rank does not see what rank 0 writes."""
     if cluster.node.leads:
-        token = _existing(results) / f".self-lengthen-{secrets.token_hex(8)}"
+        token = _existing(results) / f"{PROOF_PREFIX}{secrets.token_hex(8)}"
         try:
             token.touch()
         except OSError as error:

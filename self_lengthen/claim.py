@@ -26,6 +26,8 @@ PACKAGES = (
     "torch",
 )
 
+PROOF_PREFIX = ".self-lengthen-"
+
 log = logging.getLogger("run.sh")
 
 
@@ -59,7 +61,7 @@ def _claim(plan: Plan) -> IO[bytes]:
             return lock
         set_aside(plan.results)
         lock.close()
-    if plan.results.exists() and any(plan.results.iterdir()):
+    if plan.results.exists() and not all(map(is_proof, plan.results.iterdir())):
         raise UserError(f"--results={plan.results}: holds other files; give an empty or new folder")
     plan.results.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -74,6 +76,11 @@ def _claim(plan: Plan) -> IO[bytes]:
         },
     )
     return lock_run(file)
+
+
+def is_proof(file: Path) -> bool:
+    """Whether it is a file by which nodes prove that they see one disk (agreement.py)."""
+    return file.name.startswith(PROOF_PREFIX)
 
 
 def lock_run(file: Path) -> IO[bytes]:

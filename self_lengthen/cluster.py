@@ -26,7 +26,7 @@ from self_lengthen.files import Row
 from self_lengthen.node import Node
 
 BEAT_S = 1.0
-LOST_AFTER_S = 20.0  # without a new value; stopping takes a part of the minute that is promised
+LOST_AFTER_S = 30.0  # without a new value; stopping takes the rest of the minute that is promised
 STORE_TIMEOUT_S = 10.0
 LEAVE_S = 5.0  # for the others to read our last value
 POLL_S = 0.1
@@ -192,7 +192,7 @@ class Cluster:
     def _wait_until_left(self) -> None:
         deadline = time.monotonic() + LEAVE_S
         while time.monotonic() < deadline:
-            if all(self.state(rank).get("left") for rank in self._seen):
+            if all(self.state(rank).get("left") for rank in list(self._seen)):
                 return
             time.sleep(POLL_S)
 

@@ -148,7 +148,7 @@ class FanOut:
 
     def _judge_failures(self) -> None:
         failed, total = self.counts.failed, self.counts.total
-        if failed > MOST_FAILED * total:
+        if failed > MOST_FAILED * total and not self._cut_now():
             raise RunError(
                 f"{failed} of {total} units failed; the same command tries them again: "
                 f"{self._first_error}"

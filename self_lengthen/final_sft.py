@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from self_lengthen.agreement import agree
+from self_lengthen.claim import is_proof
 from self_lengthen.cli import Parser, at_least, positive
 from self_lengthen.cluster import Cluster
 from self_lengthen.devices import visible_gpus
@@ -150,7 +151,8 @@ class SftFollower(Follower):
 def claim(plan: Plan, whole: StepFolder, data: StepFolder) -> None:
     """Refuse other options, and a folder of something else; look at all rows before the first."""
     started = (whole.path / "step.json").exists()
-    if not started and whole.path.exists() and any(whole.path.iterdir()):
+    found = whole.path.iterdir() if whole.path.exists() else ()
+    if not started and not all(map(is_proof, found)):
         raise UserError(f"--output={whole.path}: holds other files; give an empty or new folder")
     if not started and not data.complete:
         Sources(plan)

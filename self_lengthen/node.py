@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from self_lengthen.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 SIOCGIFADDR = 0x8915  # <linux/sockios.h>
+VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 SLURM_PORT_FROM, SLURM_PORTS = 20000, 10000  # below the ports that Linux gives to connections
 
@@ -62,6 +63,13 @@ def read_node(environ: Mapping[str, str] = os.environ) -> Node:
     if "RANK" not in settings:
         raise UserError(f"RANK is missing: with WORLD_SIZE={size} each node has its own, from 0")
     return _node(settings, rank, size)
+
+
+def hide_nodes(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Take the variables out of what our children inherit: torch and vLLM would take nodes for
+    processes of one group. The trainer gets its own from us."""
+    for name in VARIABLES:
+        environ.pop(name, None)
 
 
 def _node(settings: Mapping[str, str], rank: int, size: int) -> Node:

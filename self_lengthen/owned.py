@@ -13,6 +13,7 @@ from types import TracebackType
 
 GUARD = Path(__file__).with_name("guard.py")
 GRACE_S = 15.0  # between TERM and KILL
+GUARD_S = 60.0  # more for the guard to end: killed by us it would leave orphans, on a busy machine
 LOG_TAIL_LINES = 15
 
 
@@ -64,7 +65,7 @@ class Owned:
         if self._guard.stdin is not None and not self._guard.stdin.closed:
             self._guard.stdin.close()
         try:
-            self._guard.wait(self.grace_s + 10)
+            self._guard.wait(self.grace_s + GUARD_S)
         except subprocess.TimeoutExpired:
             self._guard.kill()
             self._guard.wait()

@@ -28,7 +28,7 @@ from self_lengthen.errors import RunError, main_exit
 from self_lengthen.files import SHARED_DISK_S, Row
 from self_lengthen.follow import Follower
 from self_lengthen.model import local_base_model
-from self_lengthen.node import read_node
+from self_lengthen.node import hide_nodes, read_node
 from self_lengthen.options import REPO_ROOT, Plan, read_options
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import EXTENDED, FILTERED, INITIAL, INSTRUCTIONS, SFT, RunFolder
@@ -234,6 +234,7 @@ def main() -> None:
 
         dry_run(Pipeline(plan))
         return
+    hide_nodes()
     plan.options["base_model"] = local_base_model(plan.options["base_model"])
     signal.signal(signal.SIGTERM, on_terminate)
     with Cluster(node, plan.options["rendezvous_timeout_s"]) as cluster:

@@ -19,6 +19,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from self_lengthen import agreement, cluster
+from self_lengthen.claim import PROOF_PREFIX, claim_folder
 from self_lengthen.cluster import Cluster
 from self_lengthen.errors import RunError, UserError
 from self_lengthen.node import ALONE, Node
@@ -294,6 +295,12 @@ class TestAgreement:
         ends = told(self.agree(nodes, [plan, other, plan]))
         assert ends[1] == f"UserError: {line}"
         assert ends[0] == ends[2] == f"UserError: rank 1: {line}"
+
+    def test_a_proof_that_a_killed_start_left_is_no_other_file(self, plan):
+        plan.results.mkdir(parents=True)
+        (plan.results / f"{PROOF_PREFIX}123").touch()
+        with claim_folder(plan):
+            assert (plan.results / "run.json").exists()
 
     def test_other_weights_are_noticed(self, plan):
         model = Path(plan.options["base_model"])

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from self_lengthen.errors import UserError
-from self_lengthen.node import ALONE, Node, first_host, interface_of, read_node
+from self_lengthen.node import ALONE, Node, first_host, hide_nodes, interface_of, read_node
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 SRUN = {
@@ -127,6 +127,12 @@ def test_a_mistake_is_named(mistake):
     with pytest.raises(UserError) as refusal:
         read_node(environ)
     assert str(refusal.value) == message
+
+
+def test_children_do_not_inherit_the_nodes():
+    environ = {"WORLD_SIZE": "2", "RANK": "1", **MEETING, "PATH": "/bin"}
+    hide_nodes(environ)
+    assert environ == {"PATH": "/bin"}
 
 
 def test_a_name_without_address_is_named():

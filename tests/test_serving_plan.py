@@ -77,15 +77,6 @@ def options(**given: object) -> ServerOptions:
     return ServerOptions(**{**defaults, **given})
 
 
-@pytest.fixture
-def taken() -> Iterator[int]:
-    """A port that somebody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield listener.getsockname()[1]
-
-
 def free_row(count: int) -> int:
     """The first of so many free ports in a row, below those that are drawn for others."""
     for first in random.sample(range(12000, 32000, count), 50):
