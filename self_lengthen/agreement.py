@@ -7,15 +7,29 @@ named, and all stop.
 
 import hashlib
 import secrets
+from collections.abc import Mapping, Sized
 from pathlib import Path
+from typing import Any, Protocol
 
 from self_lengthen.claim import PROOF_PREFIX, git_commit, versions
 from self_lengthen.cluster import Cluster
 from self_lengthen.errors import RunError, UserError
 from self_lengthen.files import SHARED_DISK_S, Row, wait_for_file
-from self_lengthen.options import Plan
 
 FACTS_S = 600.0  # to read the facts of a large model on a slow disk
+
+
+class Plan(Protocol):
+    """What all nodes are about to do."""
+
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+    @property
+    def results(self) -> Path: ...
+    @property
+    def fresh(self) -> bool: ...
+    @property
+    def gpus(self) -> Sized: ...
 
 
 def agree(cluster: Cluster, plan: Plan) -> None:

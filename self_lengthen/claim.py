@@ -51,7 +51,7 @@ def claim_folder(plan: Plan) -> Iterator[None]:
 def _claim(plan: Plan) -> IO[bytes]:
     file = plan.results / "run.json"
     if file.exists():
-        lock = _lock(file)
+        lock = lock_run(file)
         if not plan.fresh:
             try:
                 refuse_other_options(plan, read_json(file)["options"])
@@ -75,7 +75,7 @@ def _claim(plan: Plan) -> IO[bytes]:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-    return _lock(file)
+    return lock_run(file)
 
 
 def is_proof(file: Path) -> bool:
@@ -83,13 +83,14 @@ def is_proof(file: Path) -> bool:
     return file.name.startswith(PROOF_PREFIX)
 
 
-def _lock(file: Path) -> IO[bytes]:
+def lock_run(file: Path) -> IO[bytes]:
+    """run.json, held as long as it is open. Raises UserError while another process holds it."""
     opened = file.open("r+b")
     if lock_or_wait(opened, timeout_s=0):
         return opened
     opened.close()
     raise UserError(
-        f"--results={file.parent}: another run.sh is at work there; wait for it, stop it, or give "
+        f"--results={file.parent}: another command is at work there; wait for it, stop it, or give "
         "another folder"
     )
 

@@ -58,6 +58,7 @@ class Plan:
     fresh: bool
     dry_run: bool
     node: Node = ALONE
+    logs: Path | None = None  # of servers; None: with the logs of their iteration
 
     @property
     def side_by_side(self) -> bool:
@@ -72,7 +73,6 @@ def _side_by_side(wish: str, gpus: int) -> bool:
 
 
 def parser() -> Parser:
-    defaults = TrainingValues()
     parser = Parser(
         prog="run.sh",
         description="Self-Lengthen: macro-iterations of answering, extending and fine-tuning.",
@@ -108,20 +108,8 @@ def parser() -> Parser:
     add("--worker_port", type=at_least(0), default=0, help="of the first worker; 0: free ones")
     add("--server_timeout_s", type=at_least(1, float), default=1800.0, help="until it is ready")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    training = parser.add_argument_group("training")
-    add = training.add_argument
-    add("--learning_rate", type=positive, help=f"default {defaults.learning_rate}")
-    add("--epochs", type=positive, help=f"default {defaults.epochs}")
-    add("--warmup_ratio", type=warmup_share, help=f"default {defaults.warmup_ratio}")
-    add("--lora_rank", type=at_least(1), help=f"default {defaults.lora_rank}")
-    add("--lora_alpha", type=at_least(1), help=f"default {defaults.lora_alpha}")
-    add("--cutoff_len", type=at_least(1), help=f"tokens of a text (default {defaults.cutoff_len})")
-    add("--global_batch", type=at_least(1), help=f"texts a step (default {defaults.global_batch})")
-    add(
-        "--device_batch",
-        type=at_least(1),
-        help=f"of them at once (default {defaults.device_batch})",
-    )
+    add_training_options(parser)
+    add = parser.add_argument_group("running the training").add_argument
     add(
         "--training_timeout_s", type=at_least(1, float), default=2 * 86400.0, help="of one training"
     )
@@ -143,6 +131,24 @@ def parser() -> Parser:
     return parser
 
 
+def add_training_options(parser: Parser) -> None:
+    """An option for each of TrainingValues."""
+    defaults = TrainingValues()
+    add = parser.add_argument_group("training").add_argument
+    add("--learning_rate", type=positive, help=f"default {defaults.learning_rate}")
+    add("--epochs", type=positive, help=f"default {defaults.epochs}")
+    add("--warmup_ratio", type=warmup_share, help=f"default {defaults.warmup_ratio}")
+    add("--lora_rank", type=at_least(1), help=f"default {defaults.lora_rank}")
+    add("--lora_alpha", type=at_least(1), help=f"default {defaults.lora_alpha}")
+    add("--cutoff_len", type=at_least(1), help=f"tokens of a text (default {defaults.cutoff_len})")
+    add("--global_batch", type=at_least(1), help=f"texts a step (default {defaults.global_batch})")
+    add(
+        "--device_batch",
+        type=at_least(1),
+        help=f"of them at once (default {defaults.device_batch})",
+    )
+
+
 def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     """Raises UserError for whatever is wrong; nothing has been written then."""
     args = parser().parse_args(argv)
@@ -152,7 +158,7 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     if "base_model" not in given:
         raise UserError("--base_model is missing: a folder, a name on the hub, or use --demo")
     model = read_base_model(given["base_model"])
-    family = _family(given.get("family"), model)
+    family = choose_family(given.get("family"), model)
     gpus = visible_gpus()[: 1 if args.demo else None]
     seeds = Path(given.get("seeds", family.seeds)).resolve()
     read_seeds(seeds)
@@ -162,7 +168,7 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     groups = worker_groups(gpus, tensor_parallel, model.attention_heads)
     ports = (given[option] for option in ("controller_port", "port", "worker_port"))
     choose_ports(node.address, *ports, workers=len(groups))
-    values = _training_values(given)
+    values = training_values(given)
     if args.device_batch is None:
         most = max(1, values.global_batch // _training_devices(len(gpus), args.side_by_side, node))
         values = replace(values, device_batch=min(values.device_batch, most))
@@ -193,7 +199,8 @@ def _demo_model(args: argparse.Namespace) -> dict[str, Any]:
     return model if name == DEMO_FAMILY else {**model, "max_iter": 3}
 
 
-def _family(name: str | None, model: BaseModel) -> ModelFamily:
+def choose_family(name: str | None, model: BaseModel) -> ModelFamily:
+    """The family of that name, else the one that the model infers. Raises UserError if none."""
     if name is not None:
         return load_family(name)
     family = infer_family(model.model_type)
@@ -205,7 +212,8 @@ def _family(name: str | None, model: BaseModel) -> ModelFamily:
     return family
 
 
-def _training_values(given: dict[str, Any]) -> TrainingValues:
+def training_values(given: dict[str, Any]) -> TrainingValues:
+    """The given ones, else the defaults. Raises UserError for a rank that cannot be served."""
     names = [field.name for field in fields(TrainingValues)]
     values = TrainingValues(**{name: given[name] for name in names if name in given})
     if values.lora_rank > LORA_RANKS[-1]:

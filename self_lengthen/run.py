@@ -76,13 +76,14 @@ class Pipeline:
             if not self.plan.node.alone:
                 self._key_file = write_key(self.run.path)
                 stack.callback(self._key_file.unlink)
-            self._iterate_all()
+            self._work()
+            end = self.cluster.order({"do": "end"})
+            self.cluster.answers(end, "the end there", OBEY_TIMEOUT_S)
 
-    def _iterate_all(self) -> None:
+    def _work(self) -> None:
         for iteration in range(1, self.options["max_iter"] + 1):
             self._iterate(iteration)
             self._report()
-        self.cluster.answers(self.cluster.order({"do": "end"}), "the end there", OBEY_TIMEOUT_S)
 
     def _iterate(self, iteration: int) -> None:
         todo = [s for s in STEPS if not self.run.step(iteration, s.name).complete]
@@ -235,7 +236,7 @@ def main() -> None:
         return
     hide_nodes()
     plan.options["base_model"] = local_base_model(plan.options["base_model"])
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, on_terminate)
     with Cluster(node, plan.options["rendezvous_timeout_s"]) as cluster:
         agree(cluster, plan)
         with claim_folder(plan) if node.leads else nullcontext():
@@ -254,7 +255,7 @@ def _work(plan: Plan, cluster: Cluster) -> None:
     print(plan.results / "report.md")
 
 
-def _interrupt(*_: object) -> NoReturn:
+def on_terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 

@@ -167,8 +167,8 @@ class TestTwoAtOnce:
                 with pytest.raises(UserError) as refusal, claim_folder(second):
                     pass
                 assert str(refusal.value) == (
-                    f"--results={tmp_path}/run: another run.sh is at work there; wait for it, stop "
-                    "it, or give another folder"
+                    f"--results={tmp_path}/run: another command is at work there; wait for it, "
+                    "stop it, or give another folder"
                 )
         with claim_folder(plan):
             pass

@@ -350,7 +350,7 @@ class TestTrain:
         with pytest.raises(RunError) as failure:
             self.run(tmp_path, failing)
         log = tmp_path / "logs" / "gen_sft.log"
-        assert str(failure.value) == f"training of gen_sft ended without an adapter; log: {log}"
+        assert str(failure.value) == f"training of gen_sft ended without weights; log: {log}"
         assert not failing.manifest.exists()
 
     def test_a_training_that_dies_on_its_way_goes_on_from_its_checkpoint(self, tmp_path, job):

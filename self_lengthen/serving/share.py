@@ -32,7 +32,7 @@ def adapters(run: RunFolder, iteration: int) -> dict[str, str]:
 
 def server_logs(plan: Plan, iteration: int) -> Path:
     name = "server" if plan.node.leads else f"server-rank{plan.node.rank}"
-    return RunFolder(plan.results).logs(iteration) / name
+    return (plan.logs or RunFolder(plan.results).logs(iteration)) / name
 
 
 def server_command(plan: Plan, iteration: int, *cluster_options: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What the steps share: command line, folder, the way from a fan-out to a finished step.
 
     python <family>/step1_gen_initial_responses.py --results=DIR --iteration=N --base_url=URL
+    python <family>/step1_gen_initial_responses.py --results=DIR --round=K --base_url=URL
 
 The options of the method (instruct_count, seed, sampling ...) come from the run's run.json.
 """
@@ -13,6 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from self_lengthen.serving.key import read_key
 
 @dataclass(frozen=True)
 class StepRun:
-    """One step of one iteration of one run."""
+    """One step of one iteration of one run, or of one round of collection after the last one."""
 
     name: str  # its folder
     family: ModelFamily
@@ -41,22 +43,47 @@ class StepRun:
     base_url: str
     concurrency: int
     api_key: str = ""
+    round: int = 0  # of collection; 0: a step of the iteration itself
 
     @property
     def folder(self) -> StepFolder:
-        return self.run.step(self.iteration, self.name)
+        return self._step(self.name)
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        own = self.run.round(self.round).options if self.round else {}
+        return {**self.run.options, **own}
 
     @property
-    def options(self) -> dict[str, Any]:
-        return self.run.options
+    def label(self) -> str:
+        """Opens the ids of its rows: "i3" in an iteration, "c2" in a round of collection."""
+        return f"c{self.round}" if self.round else f"i{self.iteration}"
+
+    @property
+    def place(self) -> str:
+        """For a person: "iteration 3", "round 2"."""
+        return f"round {self.round}" if self.round else f"iteration {self.iteration}"
 
     def input(self, name: str) -> StepFolder:
-        """The finished step `name` of this iteration."""
-        return self.run.step(self.iteration, name).require()
+        """The finished step `name` of this iteration or round."""
+        return self._step(name).require()
+
+    def earlier(self, name: str) -> Iterator[StepFolder]:
+        """The finished steps `name` of all iterations and rounds before this one."""
+        for iteration in range(1, self.iteration):
+            yield self.run.step(iteration, name).require()
+        for number in range(1, self.round):
+            yield self.run.round(number).step(name).require()
+
+    def _step(self, name: str) -> StepFolder:
+        if self.round:
+            return self.run.round(self.round).step(name)
+        return self.run.step(self.iteration, name)
 
     def rng(self, *purpose: object) -> random.Random:
         """Luck of this step for one purpose, independent of any order."""
-        return random.Random("/".join(map(str, (self.seed, self.iteration, self.name, *purpose))))
+        place = self.label if self.round else self.iteration
+        return random.Random("/".join(map(str, (self.seed, place, self.name, *purpose))))
 
     @property
     def seed(self) -> int:
@@ -92,9 +119,9 @@ def run_step(name: str, family: ModelFamily, make: Callable[[StepRun], None]) ->
 def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> None:
     parser = Parser(description=make.__doc__)
     parser.add_argument("--results", type=Path, required=True, help="folder of the run")
-    parser.add_argument(
-        "--iteration", type=at_least(1), required=True, help="macro-iteration, from 1"
-    )
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--iteration", type=at_least(1), help="macro-iteration, from 1")
+    place.add_argument("--round", type=at_least(1), default=0, help="of collection, from 1")
     parser.add_argument(
         "--base_url", default="", help="of the server, ends in /v1; or several: A,B"
     )
@@ -109,7 +136,10 @@ def _main(name: str, family: ModelFamily, make: Callable[[StepRun], None]) -> No
             f"{args.results} is a run of the family {run.options['family']}: use its script"
         )
     key = read_key(args.api_key_file)
-    step = StepRun(name, family, run, args.iteration, args.base_url, args.concurrency, key)
+    iteration = args.iteration or run.round(args.round).options["iteration"]
+    step = StepRun(
+        *(name, family, run, iteration, args.base_url, args.concurrency, key, args.round)
+    )
     if not step.folder.complete:
         make(step)
 
@@ -126,21 +156,44 @@ def fan_out(
     """
     if not step.base_url:
         raise UserError(f"the step {step.name} asks a server: give --base_url=http://HOST:PORT/v1")
+    label, ratio = f"{step.place} {step.name}", step.options["finish_ratio"]
+    endpoint = Endpoint(step.base_url, step.api_key or NO_KEY)
+    ask = Asking(label, step.folder, endpoint, step.concurrency, ratio)
+    return ask_all(ask, total, work, order)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Whom to ask, how many at once, and where what is finished is noted."""
+
+    label: str
+    folder: StepFolder
+    endpoint: Endpoint
+    concurrency: int
+    finish_ratio: float = 1.0
+
+
+def ask_all(
+    ask: Asking,
+    total: int,
+    work: Callable[[Tally, int], Awaitable[Outcome]],
+    order: Iterable[int] | None = None,
+) -> tuple[Counts, float]:
+    """Do all units that the folder's journal does not hold, in `order`; counts and seconds."""
     started = time.monotonic()
 
     async def main() -> Counts:
-        journal = step.folder.open_journal()
-        label = f"iteration {step.iteration} {step.name}"
+        journal = ask.folder.open_journal()
         engine = FanOut(
-            label,
+            ask.label,
             total,
             journal,
-            concurrency=step.concurrency,
-            finish_ratio=step.options["finish_ratio"],
+            concurrency=ask.concurrency,
+            finish_ratio=ask.finish_ratio,
             order=order,
         )
         try:
-            async with Endpoint(step.base_url, step.api_key or NO_KEY) as endpoint:
+            async with ask.endpoint as endpoint:
                 return await engine.run(lambda unit: work(Tally(endpoint), unit), endpoint.load)
         finally:
             journal.close()

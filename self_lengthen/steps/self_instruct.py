@@ -43,8 +43,8 @@ class InstructionWriter:
         self.taken = Digests()
         for seed in self.pool:
             self.taken.add(instruction_key(seed))
-        for iteration in range(1, step.iteration):
-            for row in read_rows(step.run.step(iteration, INSTRUCTIONS).require().data):
+        for earlier in step.earlier(INSTRUCTIONS):
+            for row in read_rows(earlier.data):
                 self.taken.add(instruction_key(row["instruction"]))
         journal = step.folder.open_journal()
         for record in journal.records():
@@ -59,7 +59,7 @@ class InstructionWriter:
             self.pool.append(instruction)
 
     async def write(self, tally: Tally, unit: int) -> Outcome:
-        name = f"i{self.step.iteration}-q{unit:06d}"
+        name = f"{self.step.label}-q{unit:06d}"
         reason: str | None = None
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:

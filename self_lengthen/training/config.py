@@ -53,17 +53,18 @@ def sft_config(
     cuda: bool,
     seed: int,
     trust_remote_code: bool = False,
+    finetuning: str = "lora",
 ) -> dict[str, Any]:
-    """Arguments of `llamafactory-cli train` for one role, which `devices` train together."""
+    """Arguments of `llamafactory-cli train` for one role, which `devices` train together.
+
+    `finetuning`: "lora", or "full" for all weights.
+    """
     config: dict[str, Any] = {
         "model_name_or_path": base_model,
         "trust_remote_code": trust_remote_code,
         "stage": "sft",
         "do_train": True,
-        "finetuning_type": "lora",
-        "lora_target": "all",
-        "lora_rank": values.lora_rank,
-        "lora_alpha": values.lora_alpha,
+        "finetuning_type": finetuning,
         "dataset_dir": str(data),
         "dataset": role,
         "template": template,
@@ -84,6 +85,9 @@ def sft_config(
         "save_total_limit": 1,
         "seed": seed,
     }
+    if finetuning == "lora":
+        lora = {"lora_target": "all", "lora_rank": values.lora_rank}
+        config |= {**lora, "lora_alpha": values.lora_alpha}
     if previous_adapter is not None:  # each iteration goes on with the adapters of the one before
         config["adapter_name_or_path"] = str(previous_adapter)
         config["create_new_adapter"] = False

@@ -92,8 +92,7 @@ def plan_training(
             seed=options["seed"],
             trust_remote_code=options["trust_remote_code"],
         )
-        env = _gpu_env(share) if share else _cpu_env(2 if side_by_side else 1)
-        env = {**_nodes_env(node), **env}
+        env = device_env(share, node, jobs_at_once=2 if side_by_side else 1)
         jobs.append(TrainingJob(role, config, output.with_name(f"{role}.yaml"), env, iteration))
     return jobs
 
@@ -101,6 +100,11 @@ def plan_training(
 def _shares(gpus: Sequence[str], parts: int) -> list[list[str]]:
     size = len(gpus) // parts
     return [list(gpus[i * size : (i + 1) * size]) for i in range(parts)]
+
+
+def device_env(gpus: Sequence[str], node: Node = ALONE, jobs_at_once: int = 1) -> dict[str, str]:
+    """For a job that has these GPUs, or without any its share of the CPU, on this node."""
+    return {**_nodes_env(node), **(_gpu_env(gpus) if gpus else _cpu_env(jobs_at_once))}
 
 
 def _gpu_env(gpus: Sequence[str]) -> dict[str, str]:
@@ -170,7 +174,9 @@ def run_jobs(
 def _start(job: TrainingJob, logs: Path, ports: Mapping[str, int]) -> Owned:
     rank = job.env.get("NODE_RANK", "0")
     log_file = logs / (f"{job.role}.log" if rank == "0" else f"{job.role}.rank{rank}.log")
-    return Owned(f"training of {job.role}", job.command, log_file, _env(job, ports[job.role]))
+    return Owned(
+        f"training of {job.role}", job.command, log_file, process_env(job, ports[job.role])
+    )
 
 
 def prepare(job: TrainingJob) -> None:
@@ -198,16 +204,16 @@ def free_port(address: str) -> int:
         return probe.getsockname()[1]
 
 
-def _env(job: TrainingJob, port: int) -> dict[str, str]:
+def process_env(job: TrainingJob, port: int) -> dict[str, str]:
     """The job's own, its port, and our interpreter's folder on PATH for torchrun."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**job.env, "MASTER_PORT": str(port), "PATH": path, "DISABLE_VERSION_CHECK": "1"}
 
 
 def finish(job: TrainingJob, log_file: Path, seconds: float) -> None:
-    """Write the manifest of a training that has ended well. Raises RunError without an adapter."""
-    if not (job.output / "adapter_model.safetensors").exists():
-        raise RunError(f"training of {job.role} ended without an adapter; log: {log_file}")
+    """Write the manifest of a training that has ended well. Raises RunError without weights."""
+    if not any(job.output.glob("*model*.safetensors")):
+        raise RunError(f"training of {job.role} ended without weights; log: {log_file}")
     losses = [row["loss"] for row in read_rows(_trainer_log(job)) if "loss" in row]
     write_json(
         job.manifest,
