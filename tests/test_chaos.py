@@ -181,6 +181,7 @@ def report(killed: Counter[str], nodes: int) -> None:
     print(f"\n{nodes} node(s), SIGKILLs: {killed.total()}: {dict(killed)}")
 
 
+@pytest.mark.real  # its processes are, if not its models; too slow for the fast tests
 @pytest.mark.parametrize(("nodes", "seed"), [(1, 1000), (2, 1001)])
 def test_promise_1_a_killed_run_ends_as_one_that_nobody_disturbed(
     tmp_path, reference, decoy, nodes, seed

@@ -17,7 +17,7 @@ from self_lengthen.files import read_json, read_rows
 from tests.nodes import Nodes, two_nodes
 from tests.real import Script, wait_for
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.chaos, pytest.mark.real]  # long: eight minutes and more
 
 INSTRUCTIONS = 8
 OPTIONS = (f"--instruct_count={INSTRUCTIONS}", "--max_iter=1", "--epochs=2", "--finish_ratio=1")
