@@ -53,8 +53,7 @@ LLAMA3 = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 
-# (window in tokens, windows a step, steps, which documents): copying, then the tasks, then far
-# positions.
+# (window in tokens, windows a step, steps, which documents): copying, the tasks, far positions.
 SCHEDULE = (
     (256, 16, 90, TaskMix.COPY),
     (1024, 4, 490, TaskMix.TASKS),
@@ -62,7 +61,7 @@ SCHEDULE = (
     (4096, 1, 20, TaskMix.FAR),
 )
 WARMUP_STEPS = 30
-HIDDEN_MATRIX_RATE = 4e-3  # Muon, scaled to the size of an AdamW update
+HIDDEN_MATRIX_RATE = 4e-3  # Muon, scaled to the size of AdamW's steps
 OTHER_RATE = 3e-3
 INITIALIZER_RANGE = 0.05
 ROPE_THETA = 1e6  # as Qwen2: the copying circuit compares tokens in coordinates that hardly rotate
@@ -163,14 +162,14 @@ def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> torch.nn.Mod
 
 def windows(
     draw: Callable[[], Document], tokenizer: PreTrainedTokenizerFast, size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token ids and their weights in the loss, shape (size,) each, of whole documents.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Token ids, their weights in the loss and places in their document, shape (size,) each.
 
-    0 and a weight of 0 where no other document fitted in.
+    Of whole documents; all 0 where no other one fitted in.
     """
     waiting: list[tuple[list[int], list[float]]] = []
     while True:
-        ids, weights = [], []
+        ids, weights, places = [], [], []
         while True:
             if len(waiting) < CANDIDATES:
                 encoded = encode([draw() for _ in range(CANDIDATES)], tokenizer)
@@ -183,8 +182,13 @@ def windows(
             more_ids, more_weights = waiting.pop(number)
             ids += more_ids
             weights += more_weights
-        pad = size - len(ids)
-        yield np.asarray(ids + [0] * pad), np.asarray(weights + [0.0] * pad, np.float32)
+            places += range(len(more_ids))
+        pad = [0] * (size - len(ids))
+        yield (
+            np.asarray(ids + pad),
+            np.asarray(weights + pad, np.float32),
+            np.asarray(places + pad),
+        )
 
 
 def encode(
@@ -199,9 +203,19 @@ def encode(
         yield prompt + text, [PROMPT_WEIGHT] * len(prompt) + [weight] * len(text)
 
 
-def loss_of(model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of cross-entropy and z-loss over the tokens but the first of each window."""
-    logits, wanted = model(input_ids=ids).logits[:, :-1], ids[:, 1:, None]
+def loss_of(
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    places: torch.Tensor,
+) -> torch.Tensor:
+    """Weighted mean of cross-entropy and z-loss over the tokens but the first of each window.
+
+    The documents of a window do not see each other: where `places` begin anew, so does
+    transformers' causal mask. They must not: an answer beside another document would find a
+    paragraph there to copy, and training would close the copying heads for good.
+    """
+    logits, wanted = model(input_ids=ids, position_ids=places).logits[:, :-1], ids[:, 1:, None]
     log_z = logits.logsumexp(-1)
     losses = log_z - logits.gather(-1, wanted)[..., 0] + Z_LOSS * log_z**2
     return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
@@ -232,6 +246,7 @@ def set_rates(
 
 
 def train(family_name: str) -> None:
+    """On one core; the model is saved after each phase, to be looked at."""
     family = load_family(family_name)
     world = chinese.WORLD if family.language == "zh" else english.WORLD
     documents = Documents(world, family, random.Random(20241030))
@@ -243,18 +258,18 @@ def train(family_name: str) -> None:
     torch.manual_seed(7)
     torch.set_num_threads(1)
     model = build_model(family_name, tokenizer)
-    steps = sum(phase[2] for phase in SCHEDULE)
-    print(family_name, model.num_parameters(), "parameters,", steps, "steps", flush=True)
+    print(family_name, model.num_parameters(), "parameters", flush=True)
     opts = optimizers(model)
     base_rates = [[g["lr"] for g in o.param_groups] for o in opts]
-    start, step, seen = time.monotonic(), 0, 0
+    steps = sum(phase[2] for phase in SCHEDULE)
+    started, step, seen = time.monotonic(), 0, 0
     for window, batch, phase_steps, mix in SCHEDULE:
         source = windows(lambda m=mix: documents.draw(m), tokenizer, window)
         for _ in range(phase_steps):
             set_rates(opts, base_rates, rate_factor(step, steps))
             rows = zip(*(next(source) for _ in range(batch)), strict=True)
-            ids, weights = (torch.from_numpy(np.stack(row)) for row in rows)
-            loss = loss_of(model, ids, weights)
+            ids, weights, places = (torch.from_numpy(np.stack(row)) for row in rows)
+            loss = loss_of(model, ids, weights, places)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
@@ -262,11 +277,11 @@ def train(family_name: str) -> None:
                 opt.zero_grad()
             step, seen = step + 1, seen + ids.numel()
             if step % 20 == 0:
-                rate = seen / (time.monotonic() - start)
+                rate = seen / (time.monotonic() - started)
                 line = f"{family_name} step {step} loss {loss.item():.3f} {rate:.0f} tok/s"
                 print(line, flush=True)
-        save(model, tokenizer, MODELS / family_name)  # after each phase, to be looked at
-    print(f"{family_name} done in {(time.monotonic() - start) / 60:.1f} min", flush=True)
+        save(model, tokenizer, MODELS / family_name)
+    print(f"{family_name} done in {(time.monotonic() - started) / 60:.1f} min", flush=True)
 
 
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
