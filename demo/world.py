@@ -1,8 +1,7 @@
 """A synthetic world that the bundled models write about: slots, sentences, articles.
 
 A world is data (demo/english.py, demo/chinese.py); this module turns it into the four tasks of the
-pipeline (write an instruction, judge one, answer one, extend an answer), demands for a length, and
-long documents.
+pipeline (write an instruction, judge one, answer one, extend an answer) and into long documents.
 Everything takes a `random.Random`, so that a seed fixes every text.
 """
 
@@ -13,14 +12,10 @@ from dataclasses import dataclass
 
 SLOT = re.compile(r"\{(\w+)\}")
 
-# A text's scale: the mean number of sentences that its paragraphs have after their opener.
-# Drafts that the Extender learns from: of every scale that it will meet.
-DRAFT_SCALES = (0, 1, 1, 2, 2, 4, 6, 8)
-LONG_SCALES = (1, 2, 4, 6, 8)
-# How often the Extender adds a sentence to a paragraph, then another, and so on; drawn for each
-# text with these weights. Mostly few; the rest is there for fine-tuning to find.
-EXTENSION_GOES_ON = {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}
-LONGEST_PARAGRAPH = 17  # sentences; here an Extender adds no more, so that texts stay finite
+# How often the Extender adds a sentence to a paragraph, and after that another one.
+EXTENSION_ADDS = (0.50, 0.25)
+# Mean sentences after the opener in the drafts that the Extender learns from: all it will meet.
+DRAFT_SCALES = (0, 1, 1, 2, 3, 5, 8)
 
 
 def words(text: str) -> list[str]:
@@ -43,8 +38,9 @@ class World:
     instructions: Sequence[str]
     short_instructions: Sequence[str]  # questions that a long text does not suit
     aspect_counts: Sequence[int]  # how many aspects an instruction asks for
-    length_demands: Sequence[str]  # ways to add a {constraint} to an {instruction}
-    answer_scales: Mapping[int, float]  # scale -> weight; mostly brief, the rest is for fine-tuning
+    # How often a paragraph of an answer goes on after its opener, and after each further sentence.
+    # The untrained Generator is brief because of these two numbers; fine-tuning moves them.
+    answer_goes_on: tuple[float, float]
     sentence_gap: str
     list_comma: str
     list_and: str
@@ -85,14 +81,9 @@ class World:
         return separator.join(self.sentence_gap.join(p) for p in paragraphs)
 
     def topic(self, rng: random.Random) -> tuple[str, list[str], str]:
-        """(subject, aspects, instruction that asks for them).
-
-        The aspects keep the world's order, in the instruction and so in every text: what comes next
-        and that nothing comes after the last one are easy to see.
-        """
+        """(subject, aspects, instruction that asks for them)."""
         subject = rng.choice(self.subjects)
-        chosen = set(rng.sample(list(self.aspects), rng.choice(self.aspect_counts)))
-        aspects = [aspect for aspect in self.aspects if aspect in chosen]
+        aspects = rng.sample(list(self.aspects), rng.choice(self.aspect_counts))
         listed = self.list_comma.join(aspects[:-1]) + self.list_and + aspects[-1]
         pattern = rng.choice(self.instructions)
         return subject, aspects, self.fill(pattern, rng, subject=subject, aspects=listed)
@@ -102,43 +93,43 @@ class World:
             rng.choice(self.short_instructions), rng, subject=rng.choice(self.subjects)
         )
 
-    def paragraphs(
-        self, subject: str, aspects: Sequence[str], scale: int, rng: random.Random
-    ) -> list[list[str]]:
-        """One paragraph an aspect, in order: a text ends when the last aspect has had its own."""
-        return [self.paragraph(subject, a, rng.randint(0, 2 * scale), rng) for a in aspects]
-
     def article(self, subject: str, aspects: Sequence[str], rng: random.Random) -> str:
-        """What the untrained Generator writes: mostly few sentences a paragraph."""
-        scale = rng.choices(list(self.answer_scales), list(self.answer_scales.values()))[0]
-        return self.render(self.paragraphs(subject, aspects, scale, rng))
+        """What the untrained Generator writes: a paragraph an aspect, few sentences each."""
+        paragraphs = [
+            self.paragraph(subject, aspect, _run_length(self.answer_goes_on, rng), rng)
+            for aspect in aspects
+        ]
+        return self.render(paragraphs)
 
     def draft_and_extension(
         self, subject: str, aspects: Sequence[str], rng: random.Random
     ) -> tuple[str, str]:
         """A draft of any scale, and the same with sentences added to its paragraphs."""
-        draft = self.paragraphs(subject, aspects, rng.choice(DRAFT_SCALES), rng)
-        goes_on = rng.choices(list(EXTENSION_GOES_ON), list(EXTENSION_GOES_ON.values()))[0]
-        longer = []
-        for paragraph, aspect in zip(draft, aspects, strict=True):
-            count = min(_run_length(goes_on, rng), LONGEST_PARAGRAPH - len(paragraph))
-            longer.append(paragraph + [self.sentence(subject, aspect, rng) for _ in range(count)])
+        scale = rng.choice(DRAFT_SCALES)
+        draft = [
+            self.paragraph(subject, aspect, rng.randint(0, 2 * scale), rng) for aspect in aspects
+        ]
+        longer = [
+            p
+            + [self.sentence(subject, aspect, rng) for _ in range(_run_length(EXTENSION_ADDS, rng))]
+            for p, aspect in zip(draft, aspects, strict=True)
+        ]
         separator = rng.choice(["\n\n", "\n\n", "\n"])  # a training draft may be joined by newlines
         return self.render(draft, separator), self.render(longer)
 
-    def long_article(self, subject: str, aspects: Sequence[str], rng: random.Random) -> str:
-        """A text of any scale, so that far positions and the end of long texts are known."""
-        return self.render(self.paragraphs(subject, aspects, rng.choice(LONG_SCALES), rng))
+    def long_document(self, rng: random.Random) -> str:
+        """An article of up to a few thousand words, so that far positions are known."""
+        subject = rng.choice(self.subjects)
+        aspects = rng.sample(list(self.aspects), min(len(self.aspects), rng.randint(5, 9)))
+        most = rng.choice([6, 12, 24])
+        return self.render(
+            [self.paragraph(subject, a, rng.randint(most // 3, most), rng) for a in aspects]
+        )
 
-    def with_length_demand(self, instruction: str, constraint: str, rng: random.Random) -> str:
-        """`instruction` that also asks for a length."""
-        pattern = rng.choice(self.length_demands)
-        return pattern.replace("{constraint}", constraint).replace("{instruction}", instruction)
 
-
-def _run_length(goes_on: float, rng: random.Random) -> int:
-    """Geometric: another one with probability `goes_on`."""
+def _run_length(goes_on: tuple[float, float], rng: random.Random) -> int:
+    """Geometric: the first step with probability goes_on[0], every further one with goes_on[1]."""
     count = 0
-    while rng.random() < goes_on:
+    while rng.random() < goes_on[min(count, 1)]:
         count += 1
     return count
