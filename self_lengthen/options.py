@@ -26,12 +26,15 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 # Small numbers for a model of 2M parameters on two cores.
 DEMO = {
     "instruct_count": 20,
-    "max_tokens": 1024,
+    "max_iter": 2,  # of 3: the default Generator does not end its texts after a second training
+    "max_tokens": 640,
+    "micro_rounds": 2,  # of 3: so small an Extender adds too much to three, and learns never to end
     "learning_rate": 2e-3,
     "epochs": 4.0,
     "global_batch": 4,
     "device_batch": 4,
     "cutoff_len": 4096,
+    "finish_ratio": 0.9,  # a text that never ends is tried 20 times: do not wait for the last few
 }
 
 # Options that the data of a run do not depend on: they may change when a run is continued.
@@ -192,7 +195,8 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
 
 def _demo_model(args: argparse.Namespace) -> dict[str, Any]:
     name = args.family or DEMO_FAMILY
-    return {"base_model": str(REPO_ROOT / "demo" / "models" / name)}
+    model = {"base_model": str(REPO_ROOT / "demo" / "models" / name)}
+    return model if name == DEMO_FAMILY else {**model, "max_iter": 3}
 
 
 def choose_family(name: str | None, model: BaseModel) -> ModelFamily:
