@@ -47,6 +47,9 @@ def measure(size: int) -> dict[str, float]:
             )
             return Reply(text, "stop", 300, 30)
 
+        async def load(self) -> None:
+            """It does not tell."""
+
         async def __aenter__(self) -> "DrySource":
             return self
 

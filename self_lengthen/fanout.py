@@ -142,9 +142,12 @@ class FanOut:
 
     def _ended(self, puller: asyncio.Task) -> None:
         self._pullers.discard(puller)
-        if puller.cancelled() or self._over.done():
+        if puller.cancelled():
             return
-        if error := puller.exception():
+        error = puller.exception()  # asked for in any case, or asyncio complains of it
+        if self._over.done():
+            return
+        if error:
             self._over.set_exception(error)
         elif not self._pullers or self._cut_now():
             self._over.set_result(None)

@@ -209,7 +209,7 @@ MISTAKES: list[tuple[str, list[str], dict[str, str], str]] = [
         "--log_dir: {place}/empty_key/logs cannot be made (Not a directory); give another folder",
     ),
     # the step scripts
-    ("step1", [], {}, "the following arguments are required: --results, --iteration" + HELP),
+    ("step1", [], {}, "the following arguments are required: --results" + HELP),
     (
         "step1",
         ["--results=none", "--iteration=1"],
