@@ -36,6 +36,7 @@ class Run:
     def __init__(self, folder: Path, nodes: int) -> None:
         self.results, self.folder, self.nodes = folder / "run", folder, nodes
         self.scripts: list[Script] = []
+        self.took_s = 0.0
 
     def start(self) -> None:
         with socket.socket() as probe:
@@ -62,9 +63,12 @@ class Run:
     def wait(self, timeout_s: float) -> list[int]:
         return [script.wait(timeout_s) for script in self.scripts]
 
-    def kill_one(self, rng: random.Random) -> str | None:
-        """SIGKILL to a random process of it: kinds are equally likely. None: it had ended."""
-        deadline = time.monotonic() + rng.uniform(0.5, 20)
+    def kill_one(self, rng: random.Random, whole_s: float) -> str | None:
+        """SIGKILL to a random process of it: kinds are equally likely. None: it had ended.
+
+        At a moment before the end of a run that takes `whole_s` seconds.
+        """
+        deadline = time.monotonic() + rng.uniform(0.05, 0.7) * whole_s
         while time.monotonic() < deadline and not self.ended():
             time.sleep(0.02)
         kinds: dict[str, list[int]] = {}
@@ -101,8 +105,10 @@ def kind_of(line: str) -> str:
 
 def undisturbed(folder: Path) -> Run:
     run = Run(folder, nodes=1)
+    started = time.monotonic()
     run.start()
     assert run.wait(RUN_S) == [0], run.said()
+    run.took_s = time.monotonic() - started
     return run
 
 
@@ -132,14 +138,14 @@ def decoy():
     script.process.wait()
 
 
-def disturb(run: Run, seed: int, kills: int) -> Counter[str]:
+def disturb(run: Run, seed: int, kills: int, whole_s: float) -> Counter[str]:
     """Kill, see that all ends, start again; so many times. What was killed how often."""
     rng = random.Random(seed)
     killed: Counter[str] = Counter()
     accepted: Snapshot = {}
     for _ in range(kills):
         run.start()
-        kind = run.kill_one(rng)
+        kind = run.kill_one(rng, whole_s)
         killed.update([kind] if kind else [])
         statuses = run.wait(RUN_S if kind is None else RUN_S + STOP_S)
         assert all(script.gone(STOP_S) for script in run.scripts), run.processes()
@@ -187,7 +193,7 @@ def test_promise_1_a_killed_run_ends_as_one_that_nobody_disturbed(
     tmp_path, reference, decoy, nodes, seed
 ):
     run = Run(tmp_path, nodes)
-    killed = disturb(run, seed, kills=1)
+    killed = disturb(run, seed, 1, reference.took_s)
     check(run, reference)
     report(killed, nodes)
     assert killed.total() > 0
@@ -201,7 +207,7 @@ def test_promise_1_thirty_kills_and_more_lose_nothing(tmp_path, reference, decoy
             folder = tmp_path / f"seed-{seed}"
             folder.mkdir()
             run = Run(folder, nodes)
-            killed = disturb(run, seed, KILLS)
+            killed = disturb(run, seed, KILLS, reference.took_s)
             check(run, reference)
             report(killed, nodes)
             total += killed
