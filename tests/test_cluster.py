@@ -173,6 +173,7 @@ with cluster.Cluster(Node(*json.loads(sys.argv[1])), 30) as here:
 """
 
 
+@pytest.mark.real  # waits until a rank counts as lost: too slow for the fast tests
 @pytest.mark.parametrize("killed", [0, 1])
 def test_promise_7_a_killed_rank_is_noticed_and_named(nodes, killed):
     pair = nodes(2)

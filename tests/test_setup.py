@@ -223,6 +223,7 @@ def files_of(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.real  # makes environments: too slow for the fast tests
 class TestSetup:
     def test_help_says_how_to_call_it(self, tmp_path):
         done = set_up(copy_repo(tmp_path), "--help")
