@@ -9,7 +9,6 @@ the finished units, data.jsonl and summary.json come last. The same command cont
 """
 
 import argparse
-import asyncio
 import json
 import os
 import zlib
@@ -19,11 +18,13 @@ from typing import Any
 
 from self_lengthen.claim import set_aside
 from self_lengthen.cli import at_least
-from self_lengthen.endpoint import Endpoint, Sampling
+from self_lengthen.endpoint import NO_KEY, Endpoint, Sampling
 from self_lengthen.errors import RunError, UserError
-from self_lengthen.fanout import Counts, FanOut, Outcome, Tally
+from self_lengthen.fanout import Counts, Outcome, Tally
 from self_lengthen.files import Row
 from self_lengthen.runfolder import BASE_MODEL, StepFolder
+from self_lengthen.steps.common import Asking
+from self_lengthen.steps.common import ask_all as do_all
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 NEUTRAL_PENALTY = 1.0  # changes nothing, so that it is not sent
@@ -103,17 +104,10 @@ def ask_all(
 ) -> Counts:
     """Do the units that the folder's journal lacks. Raises RunError unless all are finished."""
 
-    async def main() -> Counts:
-        journal = folder.open_journal()
-        try:
-            engine = FanOut(name, total, journal, concurrency=args.concurrency)
-            key = args.api_key or os.environ.get(KEY_VARIABLE) or "none"
-            async with Endpoint(args.base_url, api_key=key) as endpoint:
-                return await engine.run(lambda unit: work(Tally(endpoint), unit))
-        finally:
-            journal.close()
-
-    counts = asyncio.run(main())
+    key = args.api_key or os.environ.get(KEY_VARIABLE) or NO_KEY
+    endpoint = Endpoint(args.base_url, api_key=key)
+    ask = Asking(name, folder, endpoint, args.concurrency, tells_load=False)
+    counts, _ = do_all(ask, total, work)
     if counts.failed:
         raise RunError(
             f"{counts.failed} of {total} {name} failed; the same command tries them again"

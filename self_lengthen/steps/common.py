@@ -171,6 +171,7 @@ class Asking:
     endpoint: Endpoint
     concurrency: int
     finish_ratio: float = 1.0
+    tells_load: bool = True  # False: a foreign server, which is not asked for its load
 
 
 def ask_all(
@@ -194,7 +195,8 @@ def ask_all(
         )
         try:
             async with ask.endpoint as endpoint:
-                return await engine.run(lambda unit: work(Tally(endpoint), unit), endpoint.load)
+                tell_load = endpoint.load if ask.tells_load else None
+                return await engine.run(lambda unit: work(Tally(endpoint), unit), tell_load)
         finally:
             journal.close()
 
