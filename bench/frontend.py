@@ -12,7 +12,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from self_lengthen.endpoint import Endpoint, Sampling
 from self_lengthen.errors import RunError, main_exit
 from self_lengthen.owned import Owned
 from self_lengthen.runfolder import BASE_MODEL
+from self_lengthen.training.launch import free_port
 
 READY_S = 60.0
 DELAY_S = 0.05  # of a simulated worker: about one step of prefill
@@ -45,11 +45,6 @@ class Front:
 
     urls: list[str]  # of the API servers
     processes: dict[str, list[int]]  # column -> process ids
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -68,8 +63,8 @@ def child_of(guard: int) -> int:
 @contextmanager
 def front(workers: int, api_servers: int) -> Iterator[Front]:
     """Controller, API servers and simulated workers until the end of the block."""
-    controller = f"http://{HOST}:{free_port()}"
-    ports = [free_port() for _ in range(api_servers)]
+    controller = f"http://{HOST}:{free_port(HOST)}"
+    ports = [free_port(HOST) for _ in range(api_servers)]
     python = [sys.executable, "-m"]
     port = controller.rpartition(":")[2]
     with ExitStack() as stack:
