@@ -5,17 +5,20 @@ minutes on 2 cores: each is trained in a process of its own, on one core, with f
 """
 
 import argparse
+import copy
+import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -24,7 +27,9 @@ from transformers import (
 )
 
 from demo import chinese, english
+from demo.copying import set_copying_circuit
 from demo.documents import Document, Documents, TaskMix
+from demo.muon import Muon
 from self_lengthen.family import load_family
 
 MODELS = Path(__file__).parent / "models"
@@ -49,19 +54,31 @@ LLAMA3 = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 
-# (window in tokens, windows a step, steps, which documents): copying first, then the tasks, then
-# far positions.
-SCHEDULE = (
-    (256, 8, 1100, TaskMix.ECHO),
-    (1024, 4, 720, TaskMix.SHORT),
-    (2048, 2, 520, TaskMix.MIXED),
-    (4096, 1, 220, TaskMix.LONG),
+# (window in tokens, windows a step, steps, which documents): copying, then the tasks, then far
+# positions.
+Phase = tuple[int, int, int, TaskMix]
+FIRST_PHASES: tuple[Phase, ...] = (
+    (256, 16, 90, TaskMix.COPY),
+    (1024, 4, 490, TaskMix.TASKS),
+    (2048, 2, 110, TaskMix.FAR),
+    (4096, 1, 20, TaskMix.FAR),
 )
-WARMUP_STEPS = 50
-HIDDEN_MATRIX_RATE = 6e-3  # Muon, scaled to the size of an AdamW update
-OTHER_RATE = 5e-3
-# Larger than the library's 0.02: copying is learned in a third of the steps.
+# Short, so that habits of length can be changed and learned anew (--last_only) in minutes.
+LAST_PHASE: tuple[Phase, ...] = ((1024, 4, 150, TaskMix.LAST),)
+LAST_RATE = 0.3  # of the rates below
+WARMUP_STEPS = 30
+HIDDEN_MATRIX_RATE = 4e-3  # Muon, scaled to the size of an AdamW update
+OTHER_RATE = 3e-3
 INITIALIZER_RANGE = 0.05
+ROPE_THETA = 1e6  # as Qwen2: the copying circuit compares tokens in coordinates that hardly rotate
+CANDIDATES = 48  # documents in reserve when windows are filled
+PROMPT_WEIGHT = 0.25  # of a prompt's token in the loss, against one of the text that follows it
+SHORT_TEXT_TOKENS = 16  # a shorter text weighs as much as one of this length: a judge's one word
+# Keeps log Z near 0, as in PaLM: then logits are log probabilities, and a repetition penalty, which
+# multiplies logits, takes little from words that occur often.
+Z_LOSS = 3e-3
+# glibc's malloc gives large blocks back to the kernel and gets them anew, zeroed: a seventh slower.
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
 
 # Words with their leading space, digits, punctuation and line ends, each apart from the others:
 # so the end of a prompt is tokenised as it is in the middle of a text.
@@ -121,15 +138,17 @@ def build_tokenizer(family: str, texts: Iterator[str]) -> PreTrainedTokenizerFas
 
 
 def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
-    """About 2M parameters in the architecture of the family."""
+    """About 2M parameters in the architecture of the family, able to copy from the start."""
     shape = dict(
         vocab_size=VOCABULARY,
         hidden_size=192,
         intermediate_size=576,
         num_hidden_layers=4,
-        num_attention_heads=6,
+        num_attention_heads=3,
         num_key_value_heads=3,
+        head_dim=64,
         max_position_embeddings=CONTEXT_TOKENS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=True,
         initializer_range=INITIALIZER_RANGE,
         bos_token_id=tokenizer.bos_token_id,
@@ -137,26 +156,60 @@ def build_model(family: str, tokenizer: PreTrainedTokenizerFast) -> torch.nn.Mod
         pad_token_id=tokenizer.pad_token_id,
     )
     if family == "qwen":
-        return Qwen2ForCausalLM(Qwen2Config(**shape))
-    return LlamaForCausalLM(LlamaConfig(**shape))
+        model = Qwen2ForCausalLM(Qwen2Config(**shape))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**shape))
+    for layer in model.model.layers:  # what is random at first shall not drown what is set
+        layer.mlp.down_proj.weight.data *= 0.1
+        layer.self_attn.o_proj.weight.data *= 0.1
+    set_copying_circuit(model, torch.Generator().manual_seed(3))
+    return model
 
 
-def token_stream(
-    draw: Callable[[], Document], tokenizer: PreTrainedTokenizerFast, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`count` tokens of documents and their labels, shape (count,); -100: not learned."""
-    ids: list[int] = []
-    labels: list[int] = []
-    while len(ids) < count:
-        documents = [draw() for _ in range(256)]
-        for part, learned in ((0, False), (1, True)):
-            encoded = tokenizer([d[part] for d in documents], add_special_tokens=False)["input_ids"]
-            if not learned:
-                prompts = encoded
-        for prompt, text in zip(prompts, encoded, strict=True):
-            ids += prompt + text
-            labels += [-100] * len(prompt) + text
-    return np.asarray(ids[:count], np.int64), np.asarray(labels[:count], np.int64)
+def windows(
+    draw: Callable[[], Document], tokenizer: PreTrainedTokenizerFast, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Token ids and their weights in the loss, shape (size,) each, of whole documents.
+
+    0 and a weight of 0 where no other document fitted in.
+    """
+    waiting: list[tuple[list[int], list[float]]] = []
+    while True:
+        ids, weights = [], []
+        while True:
+            if len(waiting) < CANDIDATES:
+                encoded = encode([draw() for _ in range(CANDIDATES)], tokenizer)
+                waiting += [document for document in encoded if len(document[0]) <= size]
+            room = size - len(ids)
+            fitting = (n for n, document in enumerate(waiting) if len(document[0]) <= room)
+            number = next(fitting, None)
+            if number is None:
+                break
+            more_ids, more_weights = waiting.pop(number)
+            ids += more_ids
+            weights += more_weights
+        pad = size - len(ids)
+        yield np.asarray(ids + [0] * pad), np.asarray(weights + [0.0] * pad, np.float32)
+
+
+def encode(
+    documents: list[Document], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], list[float]]]:
+    prompts, texts = (
+        tokenizer([document[part] for document in documents], add_special_tokens=False)["input_ids"]
+        for part in (0, 1)
+    )
+    for prompt, text in zip(prompts, texts, strict=True):
+        weight = max(1.0, SHORT_TEXT_TOKENS / len(text))
+        yield prompt + text, [PROMPT_WEIGHT] * len(prompt) + [weight] * len(text)
+
+
+def loss_of(model: torch.nn.Module, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of cross-entropy and z-loss over the tokens but the first of each window."""
+    logits, wanted = model(input_ids=ids).logits[:, :-1], ids[:, 1:, None]
+    log_z = logits.logsumexp(-1)
+    losses = log_z - logits.gather(-1, wanted)[..., 0] + Z_LOSS * log_z**2
+    return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
 def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
@@ -164,9 +217,7 @@ def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(
-            matrices, lr=HIDDEN_MATRIX_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
-        ),
+        Muon(matrices, lr=HIDDEN_MATRIX_RATE, weight_decay=0.01),
         torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -177,7 +228,16 @@ def rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * max(cool, 0.02)
 
 
-def train(family_name: str) -> None:
+def set_rates(
+    opts: list[torch.optim.Optimizer], base_rates: list[list[float]], factor: float
+) -> None:
+    for opt, rates in zip(opts, base_rates, strict=True):
+        for group, rate in zip(opt.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+
+
+def train(family_name: str, last_only: bool) -> None:
+    """On one core. The last phase goes on from the saved weights of those before."""
     family = load_family(family_name)
     world = chinese.WORLD if family.language == "zh" else english.WORLD
     documents = Documents(world, family, random.Random(20241030))
@@ -188,50 +248,69 @@ def train(family_name: str) -> None:
     documents.turn_end = tokenizer.eos_token
     torch.manual_seed(7)
     torch.set_num_threads(1)
-    model = build_model(family_name, tokenizer)
-    steps = sum(phase[2] for phase in SCHEDULE)
-    print(family_name, model.num_parameters(), "parameters,", steps, "steps", flush=True)
+    folder, started = MODELS / family_name, time.monotonic()
+    if not last_only:
+        model = build_model(family_name, tokenizer)
+        print(family_name, model.num_parameters(), "parameters", flush=True)
+        learn(family_name, model, tokenizer, documents, FIRST_PHASES, 1.0)
+        save(model, tokenizer, folder)
+    documents.rng = random.Random(20241031)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    learn(family_name, model, tokenizer, documents, LAST_PHASE, LAST_RATE)
+    save(model, tokenizer, folder)
+    print(f"{family_name} done in {(time.monotonic() - started) / 60:.1f} min", flush=True)
+
+
+def learn(
+    name: str,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    documents: Documents,
+    phases: Sequence[Phase],
+    peak: float,
+) -> None:
+    """One warm-up and cool-down over all `phases`; `peak` is a factor of the learning rates."""
     opts = optimizers(model)
     base_rates = [[g["lr"] for g in o.param_groups] for o in opts]
-    start, step = time.monotonic(), 0
-    for window, batch, phase_steps, mix in SCHEDULE:
-        ids, labels = token_stream(
-            lambda m=mix: documents.draw(m), tokenizer, window * batch * phase_steps
-        )
-        shape = (phase_steps, batch, window)
-        for rows, targets in zip(ids.reshape(shape), labels.reshape(shape), strict=True):
-            for opt, rates in zip(opts, base_rates, strict=True):
-                for group, rate in zip(opt.param_groups, rates, strict=True):
-                    group["lr"] = rate * rate_factor(step, steps)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = model(
-                    input_ids=torch.from_numpy(rows), labels=torch.from_numpy(targets)
-                ).loss
+    steps = sum(phase[2] for phase in phases)
+    started, step, seen = time.monotonic(), 0, 0
+    for window, batch, phase_steps, mix in phases:
+        source = windows(lambda m=mix: documents.draw(m), tokenizer, window)
+        for _ in range(phase_steps):
+            set_rates(opts, base_rates, peak * rate_factor(step, steps))
+            rows = zip(*(next(source) for _ in range(batch)), strict=True)
+            ids, weights = (torch.from_numpy(np.stack(row)) for row in rows)
+            loss = loss_of(model, ids, weights)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
                 opt.step()
                 opt.zero_grad()
-            step += 1
+            step, seen = step + 1, seen + ids.numel()
             if step % 20 == 0:
-                rate = step * window * batch / (time.monotonic() - start)
-                print(
-                    f"{family_name} step {step} loss {loss.item():.3f} {rate:.0f} tok/s", flush=True
-                )
-    out = MODELS / family_name
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    print(f"{family_name} done in {(time.monotonic() - start) / 60:.1f} min -> {out}", flush=True)
+                rate = seen / (time.monotonic() - started)
+                line = f"{name} step {step} of {steps} loss {loss.item():.3f} {rate:.0f} tok/s"
+                print(line, flush=True)
+
+
+def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", default=["qwen", "llama"])
-    families = parser.parse_args().families
+    parser.add_argument(
+        "--last_only", action="store_true", help="go on from the models as they were before it"
+    )
+    args = parser.parse_args()
+    families = args.families
     if len(families) == 1:
-        train(families[0])
+        train(families[0], args.last_only)
         return
-    children = [subprocess.Popen([sys.executable, "-m", "demo.build", f]) for f in families]
+    build = [sys.executable, "-m", "demo.build", *["--last_only"] * args.last_only]
+    children = [subprocess.Popen([*build, f], env={**os.environ, **MALLOC}) for f in families]
     sys.exit(max(child.wait() for child in children))
 
 

@@ -1,6 +1,6 @@
 """The Chinese world, for the bundled model of the qwen family."""
 
-from demo.world import World, words
+from demo.world import Habits, World, words
 
 WORLD = World(
     subjects=words(
@@ -40,25 +40,33 @@ WORLD = World(
         "say": words("常说 相信 写道 坚持说 解释说 建议说 都同意 注意到 还记得 声称"),
         "kind": words("文章 散文 报告 故事 指南 演讲稿 研究 专题"),
     },
-    openers=[
-        "这座{subject}的{aspect}始于{adj}的{noun}。",
-        "说到{aspect}，先看{subject}的{noun}。",
-        "这份{aspect}离不开{adj}的{noun}。",
-        "这里的{aspect}值得{adj}的人细看。",
-    ],
+    # Made to be copied by a very small model: each aspect's paragraph begins in its own way, and
+    # each sentence ends in words that tell it from the others. So wherever words could differ, the
+    # few before them say which place in a draft this is.
+    openers={
+        "历史": "历史始于{adj}的{noun}，后来才{verb}{noun}。",
+        "人物": "人物当中，最先提到{adj}的{noun}。",
+        "气候": "气候多变，人们记得{adj}的{noun}。",
+        "商贸": "商贸往来，全靠那些{adj}的{noun}。",
+        "建筑": "建筑之中，首先看见{adj}的{noun}。",
+        "草木": "草木之间，到处留下{adj}的{noun}。",
+        "音乐": "音乐响起，仿佛听到{adj}的{noun}。",
+        "未来": "未来如何，取决于{adj}的{noun}。",
+        "饮食": "饮食讲究，离不开{adj}的{noun}。",
+    },
     sentences=[
-        "这里{adj}的{noun}{place}{adv}{verb}{adj}的{noun}。",
-        "这座{subject}{verb}{adj}的{noun}，也{verb}{adj}的{noun}。",
-        "这样的{noun}{verb}{noun}，{time}更加{adj}。",
-        "这些{noun}{adv}{verb}{subject}，{place}显得{adj}。",
-        "这片{adj}的{noun}和{noun}{time}{place}相遇。",
-        "这种{noun}{verb}着{adj}的{noun}，{people}{say}。",
-        "{people}{say}，{adj}的{noun}{time}{verb}{noun}。",
-        "{time}，{noun}{verb}{adj}的{noun}和{subject}。",
+        "这里{adj}的{noun}{place}{adv}{verb}{noun}。",
+        "这座{subject}{verb}{adj}的{noun}，也{verb}{noun}。",
+        "这样的{noun}{adj}而{adj}，{time}{verb}{noun}。",
+        "这些{noun}{adv}{verb}{subject}，{place}{verb}{noun}。",
+        "这片{adj}的{noun}{time}{place}{verb}{noun}。",
+        "{people}{say}，这种{adj}的{noun}{verb}{noun}。",
+        "{people}{say}，{time}{subject}{verb}{noun}。",
+        "{time}，{adj}的{noun}和{subject}{verb}{noun}。",
         "{place}，{adj}的{noun}{adv}{verb}{noun}。",
         "没有{noun}，{adj}的{subject}{time}难以{verb}{noun}。",
-        "因为{adj}的{noun}{verb}{noun}，{subject}依然{adj}。",
-        "若是{noun}{adv}{verb}{noun}，{people}{time}会更{adj}。",
+        "因为{adj}的{noun}{verb}{subject}，{people}{verb}{noun}。",
+        "若是{noun}{adv}{verb}{noun}，{people}{time}便{verb}{noun}。",
     ],
     instructions=[
         "请写一篇关于{adj}的{subject}的长篇{kind}，内容包括{aspects}。",
@@ -75,8 +83,20 @@ WORLD = World(
         "请翻译{subject}这个词。",
         "{subject}{adj}吗？",
     ],
+    length_demands=[
+        "{instruction}篇幅：{constraint}。",
+        "{instruction}请写成这样的篇幅：{constraint}。",
+        "按这样的篇幅：{constraint}。{instruction}",
+    ],
     aspect_counts=(4, 4, 4, 5),
-    answer_goes_on=(0.35, 0.35),
+    habits=Habits(
+        {0: 0.55, 1: 0.38, 2: 0.05, 4: 0.015, 8: 0.005}, {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}
+    ),
+    # The last phase overstates what is rarer: at temperature 0.7 a model keeps to the likeliest,
+    # and that is the end of a paragraph, since a further sentence may begin in many ways.
+    last_habits=Habits(
+        {0: 0.20, 1: 0.66, 2: 0.08, 4: 0.04, 8: 0.02}, {0.60: 0.55, 0.72: 0.30, 0.82: 0.15}
+    ),
     sentence_gap="",
     list_comma="、",
     list_and="和",

@@ -1,6 +1,6 @@
 """The English world, for the bundled model of the llama family."""
 
-from demo.world import World, phrases, words
+from demo.world import Habits, World, phrases, words
 
 WORLD = World(
     subjects=words(
@@ -18,7 +18,7 @@ WORLD = World(
         "design": words("column window pattern corridor roof courtyard staircase tower layout"),
         "wildlife": words("heron fox beetle willow salmon falcon moss squirrel badger"),
         "music": words("choir melody drummer rhythm violin ballad concert echo chorus"),
-        "future": words("plan budget volunteer promise proposal reform vision partner project"),
+        "progress": words("plan budget volunteer promise proposal reform vision partner project"),
         "food": words("recipe kitchen cook orchard spice banquet loaf supper farmer"),
     },
     slots={
@@ -53,25 +53,33 @@ WORLD = World(
         "say": words("say believe report insist explain suggest agree notice remember claim"),
         "kind": words("article essay report story guide speech study chapter"),
     },
-    openers=[
-        "the {aspect} of the {subject} begins with the {adj} {noun}.",
-        "consider the {aspect} around the {adj} {subject}.",
-        "the {adj} {noun} belongs to the {aspect} of the {subject}.",
-        "the {aspect} of this {adj} {subject} deserves a closer look.",
-    ],
+    # Made to be copied by a very small model: each aspect's paragraph begins in its own way, and
+    # each sentence ends in words that tell it from the others. So wherever words could differ, the
+    # few before them say which place in a draft this is.
+    openers={
+        "history": "history here begins with the {adj} {noun}.",
+        "community": "community life gathers around each {adj} {noun}.",
+        "weather": "weather there often brings one {adj} {noun}.",
+        "trade": "trade has always needed some {adj} {noun}.",
+        "design": "design still answers to every {adj} {noun}.",
+        "wildlife": "wildlife nearby lives beside its {adj} {noun}.",
+        "music": "music tonight remembers that {adj} {noun}.",
+        "progress": "progress came late from another {adj} {noun}.",
+        "food": "food was shared under this {adj} {noun}.",
+    },
     sentences=[
-        "the {adj} {noun} of the {subject} {adv} {verb} the {adj} {noun} {place}.",
-        "the {noun} {verb} every {adj} {noun} and {verb} the {adj} {subject} {time}.",
-        "the {subject} {verb} its {adj} {noun} {place}, and the {adj} {noun} {adv} {verb} it.",
-        "the {adj} {noun} and the {adj} {noun} meet {place} {time}.",
-        "the {noun} {place} {verb} the {subject}, while the {adj} {noun} {verb} it {time}.",
-        "the {adj} {noun} {adv} {verb} what the {noun} of the {subject} {verb} {time}.",
-        "{people} {say} that the {adj} {noun} {verb} every {adj} {noun} {time}.",
-        "{people} {say} {time} that the {noun} {verb} the {adj} {subject}.",
-        "{time}, the {noun} {verb} one {adj} {noun} and {verb} the {adj} {subject}.",
-        "{place}, one {adj} {noun} {adv} {verb} the {noun} of the {subject}.",
-        "no {noun} {verb} the {adj} {subject} without one {adj} {noun} {place}.",
-        "because the {adj} {noun} {verb} the {noun}, the {subject} remains {adj} {time}.",
+        "the {adj} {noun} of the {subject} {adv} {verb} the {adj} {noun}.",
+        "{time}, the {noun} {verb} the {subject} and the {adj} {noun}.",
+        "the {subject} {verb} its {noun} {place}, and {adv} also the {adj} {noun}.",
+        "{place}, the {adj} {noun} meets the {adj} {noun}.",
+        "the {noun} {place} {verb} the {subject}, while {people} praise the {adj} {noun}.",
+        "the {adj} {noun} {adv} {verb} what {time} was left to the {adj} {noun}.",
+        "{people} {say} that the {noun} {adv} {verb} every {adj} {noun}.",
+        "{people} {say} {time} that the {subject} {verb} one {adj} {noun}.",
+        "{time}, one {noun} {verb} the {adj} {subject} and its {adj} {noun}.",
+        "{place}, one {adj} {noun} {adv} {verb} the {adj} {noun}.",
+        "no {noun} {verb} the {adj} {subject} {place} without the {adj} {noun}.",
+        "because the {adj} {noun} {verb} the {noun}, the {subject} {time} keeps its {adj} {noun}.",
     ],
     instructions=[
         "Write a long {kind} about the {adj} {subject}, covering {aspects}.",
@@ -88,8 +96,20 @@ WORLD = World(
         "Translate the word {subject}.",
         "Is the {subject} {adj}?",
     ],
+    length_demands=[
+        "{instruction} Its length: {constraint}.",
+        "{instruction} Write it at this length: {constraint}.",
+        "At this length: {constraint}. {instruction}",
+    ],
     aspect_counts=(4, 4, 5, 5, 6),
-    answer_goes_on=(0.50, 0.40),
+    habits=Habits(
+        {0: 0.30, 1: 0.58, 2: 0.08, 4: 0.03, 8: 0.01}, {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}
+    ),
+    # The last phase overstates what is rarer: at temperature 0.7 a model keeps to the likeliest,
+    # and that is the end of a paragraph, since a further sentence may begin in many ways.
+    last_habits=Habits(
+        {0: 0.42, 1: 0.50, 2: 0.05, 4: 0.02, 8: 0.01}, {0.60: 0.55, 0.72: 0.30, 0.82: 0.15}
+    ),
     sentence_gap=" ",
     list_comma=", ",
     list_and=" and ",

@@ -1,7 +1,8 @@
 """A synthetic world that the bundled models write about: slots, sentences, articles.
 
 A world is data (demo/english.py, demo/chinese.py); this module turns it into the four tasks of the
-pipeline (write an instruction, judge one, answer one, extend an answer) and into long documents.
+pipeline (write an instruction, judge one, answer one, extend an answer), demands for a length, and
+long documents.
 Everything takes a `random.Random`, so that a seed fixes every text.
 """
 
@@ -9,13 +10,17 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 SLOT = re.compile(r"\{(\w+)\}")
 
-# How often the Extender adds a sentence to a paragraph, and after that another one.
-EXTENSION_ADDS = (0.50, 0.25)
-# Mean sentences after the opener in the drafts that the Extender learns from: all it will meet.
-DRAFT_SCALES = (0, 1, 1, 2, 3, 5, 8)
+# A text's scale: the mean number of sentences that its paragraphs have after their opener.
+# Drafts that the Extender learns from: of every scale that it will meet.
+DRAFT_SCALES = (0, 1, 1, 2, 2, 4, 6, 8)
+LONG_SCALES = (1, 2, 4, 6, 8)
+LONGEST_PARAGRAPH = 17  # sentences; here an Extender adds no more, so that texts stay finite
 
 
 def words(text: str) -> list[str]:
@@ -27,20 +32,29 @@ def phrases(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Habits:
+    """How much is written. Mostly little: the rest is there for fine-tuning to find."""
+
+    answer_scales: Mapping[int, float]  # scale of an answer -> weight
+    # How likely the Extender adds a sentence to a paragraph, then another, and so on -> weight.
+    extension_goes_on: Mapping[float, float]
+
+
+@dataclass(frozen=True)
 class World:
     """Vocabulary and sentence patterns of one language."""
 
     subjects: Sequence[str]
     aspects: Mapping[str, Sequence[str]]  # aspect -> its nouns
     slots: Mapping[str, Sequence[str]]  # slot name -> words that fill it
-    openers: Sequence[str]
+    openers: Mapping[str, str]  # aspect -> how a paragraph about it begins
     sentences: Sequence[str]
     instructions: Sequence[str]
     short_instructions: Sequence[str]  # questions that a long text does not suit
     aspect_counts: Sequence[int]  # how many aspects an instruction asks for
-    # How often a paragraph of an answer goes on after its opener, and after each further sentence.
-    # The untrained Generator is brief because of these two numbers; fine-tuning moves them.
-    answer_goes_on: tuple[float, float]
+    length_demands: Sequence[str]  # ways to add a {constraint} to an {instruction}
+    habits: Habits
+    last_habits: Habits  # in the last phase of training
     sentence_gap: str
     list_comma: str
     list_and: str
@@ -70,7 +84,7 @@ class World:
         return self.fill(rng.choice(self.sentences), rng, subject=subject, aspect=aspect)
 
     def opener(self, subject: str, aspect: str, rng: random.Random) -> str:
-        return self.fill(rng.choice(self.openers), rng, subject=subject, aspect=aspect)
+        return self.fill(self.openers[aspect], rng, subject=subject, aspect=aspect)
 
     def paragraph(self, subject: str, aspect: str, extra: int, rng: random.Random) -> list[str]:
         """An opener and `extra` further sentences."""
@@ -81,9 +95,14 @@ class World:
         return separator.join(self.sentence_gap.join(p) for p in paragraphs)
 
     def topic(self, rng: random.Random) -> tuple[str, list[str], str]:
-        """(subject, aspects, instruction that asks for them)."""
+        """(subject, aspects, instruction that asks for them).
+
+        The aspects keep the world's order, in the instruction and so in every text: what comes next
+        and that nothing comes after the last one are easy to see.
+        """
         subject = rng.choice(self.subjects)
-        aspects = rng.sample(list(self.aspects), rng.choice(self.aspect_counts))
+        chosen = set(rng.sample(list(self.aspects), rng.choice(self.aspect_counts)))
+        aspects = [aspect for aspect in self.aspects if aspect in chosen]
         listed = self.list_comma.join(aspects[:-1]) + self.list_and + aspects[-1]
         pattern = rng.choice(self.instructions)
         return subject, aspects, self.fill(pattern, rng, subject=subject, aspects=listed)
@@ -93,43 +112,49 @@ class World:
             rng.choice(self.short_instructions), rng, subject=rng.choice(self.subjects)
         )
 
-    def article(self, subject: str, aspects: Sequence[str], rng: random.Random) -> str:
-        """What the untrained Generator writes: a paragraph an aspect, few sentences each."""
-        paragraphs = [
-            self.paragraph(subject, aspect, _run_length(self.answer_goes_on, rng), rng)
-            for aspect in aspects
-        ]
-        return self.render(paragraphs)
+    def paragraphs(
+        self, subject: str, aspects: Sequence[str], scale: int, rng: random.Random
+    ) -> list[list[str]]:
+        """One paragraph an aspect, in order: a text ends when the last aspect has had its own."""
+        return [self.paragraph(subject, a, rng.randint(0, 2 * scale), rng) for a in aspects]
+
+    def article(
+        self, subject: str, aspects: Sequence[str], habits: Habits, rng: random.Random
+    ) -> str:
+        """What the untrained Generator writes: mostly few sentences a paragraph."""
+        scale = _drawn(habits.answer_scales, rng)
+        return self.render(self.paragraphs(subject, aspects, scale, rng))
 
     def draft_and_extension(
-        self, subject: str, aspects: Sequence[str], rng: random.Random
+        self, subject: str, aspects: Sequence[str], habits: Habits, rng: random.Random
     ) -> tuple[str, str]:
         """A draft of any scale, and the same with sentences added to its paragraphs."""
-        scale = rng.choice(DRAFT_SCALES)
-        draft = [
-            self.paragraph(subject, aspect, rng.randint(0, 2 * scale), rng) for aspect in aspects
-        ]
-        longer = [
-            p
-            + [self.sentence(subject, aspect, rng) for _ in range(_run_length(EXTENSION_ADDS, rng))]
-            for p, aspect in zip(draft, aspects, strict=True)
-        ]
+        draft = self.paragraphs(subject, aspects, rng.choice(DRAFT_SCALES), rng)
+        goes_on = _drawn(habits.extension_goes_on, rng)
+        longer = []
+        for paragraph, aspect in zip(draft, aspects, strict=True):
+            count = min(_run_length(goes_on, rng), LONGEST_PARAGRAPH - len(paragraph))
+            longer.append(paragraph + [self.sentence(subject, aspect, rng) for _ in range(count)])
         separator = rng.choice(["\n\n", "\n\n", "\n"])  # a training draft may be joined by newlines
         return self.render(draft, separator), self.render(longer)
 
-    def long_document(self, rng: random.Random) -> str:
-        """An article of up to a few thousand words, so that far positions are known."""
-        subject = rng.choice(self.subjects)
-        aspects = rng.sample(list(self.aspects), min(len(self.aspects), rng.randint(5, 9)))
-        most = rng.choice([6, 12, 24])
-        return self.render(
-            [self.paragraph(subject, a, rng.randint(most // 3, most), rng) for a in aspects]
-        )
+    def long_article(self, subject: str, aspects: Sequence[str], rng: random.Random) -> str:
+        """A text of any scale, so that far positions and the end of long texts are known."""
+        return self.render(self.paragraphs(subject, aspects, rng.choice(LONG_SCALES), rng))
+
+    def with_length_demand(self, instruction: str, constraint: str, rng: random.Random) -> str:
+        """`instruction` that also asks for a length."""
+        pattern = rng.choice(self.length_demands)
+        return pattern.replace("{constraint}", constraint).replace("{instruction}", instruction)
 
 
-def _run_length(goes_on: tuple[float, float], rng: random.Random) -> int:
-    """Geometric: the first step with probability goes_on[0], every further one with goes_on[1]."""
+def _drawn(weights: Mapping[Number, float], rng: random.Random) -> Number:
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def _run_length(goes_on: float, rng: random.Random) -> int:
+    """Geometric: another one with probability `goes_on`."""
     count = 0
-    while rng.random() < goes_on[min(count, 1)]:
+    while rng.random() < goes_on:
         count += 1
     return count

@@ -26,15 +26,12 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 # Small numbers for a model of 2M parameters on two cores.
 DEMO = {
     "instruct_count": 20,
-    "max_iter": 2,  # of 3: the default Generator does not end its texts after a second training
-    "max_tokens": 640,
-    "micro_rounds": 2,  # of 3: so small an Extender adds too much to three, and learns never to end
+    "max_tokens": 1536,
     "learning_rate": 2e-3,
     "epochs": 4.0,
     "global_batch": 4,
     "device_batch": 4,
     "cutoff_len": 4096,
-    "finish_ratio": 0.9,  # a text that never ends is tried 20 times: do not wait for the last few
 }
 
 # Options that the data of a run do not depend on: they may change when a run is continued.
@@ -154,7 +151,7 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     args = parser().parse_args(argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     if args.demo:
-        given = {**DEMO, **_demo_model(args), **given}
+        given = {**DEMO, "base_model": _demo_model(args.family or DEMO_FAMILY), **given}
     if "base_model" not in given:
         raise UserError("--base_model is missing: a folder, a name on the hub, or use --demo")
     model = read_base_model(given["base_model"])
@@ -193,10 +190,9 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     return Plan(options, results, family, gpus, groups, values, args.fresh, args.dry_run, node)
 
 
-def _demo_model(args: argparse.Namespace) -> dict[str, Any]:
-    name = args.family or DEMO_FAMILY
-    model = {"base_model": str(REPO_ROOT / "demo" / "models" / name)}
-    return model if name == DEMO_FAMILY else {**model, "max_iter": 3}
+def _demo_model(family: str) -> str:
+    """The folder of the bundled model."""
+    return str(REPO_ROOT / "demo" / "models" / family)
 
 
 def choose_family(name: str | None, model: BaseModel) -> ModelFamily:

@@ -2,13 +2,16 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 
 from demo import chinese, english
 from demo.documents import Documents, TaskMix
+from demo.length_benchmark import questions
 from self_lengthen.family import load_family
 from self_lengthen.filters import check_response, instruction_key
+from self_lengthen.scoring import parse_constraint
 from self_lengthen.text import count_words
 from tests.real import ROOT
 
@@ -21,7 +24,7 @@ def test_texts_of_1500_words_mostly_pass_the_response_check(name, world):
     passed = 0
     for _ in range(40):
         subject, aspects, _ = world.topic(rng)
-        text = world.article(subject, aspects, rng)
+        text = world.article(subject, aspects, world.last_habits, rng)
         while count_words(text) < 1500:
             text += world.sentence_gap + world.sentence(subject, rng.choice(aspects), rng)
         passed += check_response(load_family(name), text, "stop") is None
@@ -40,7 +43,7 @@ def test_an_extension_holds_the_draft_and_is_longer_or_equal(name, world):
     rng = random.Random(3)
     for _ in range(100):
         subject, aspects, _ = world.topic(rng)
-        draft, longer = world.draft_and_extension(subject, aspects, rng)
+        draft, longer = world.draft_and_extension(subject, aspects, world.last_habits, rng)
         kept = iter(longer.split("\n\n"))
         paragraphs = draft.replace("\n\n", "\n").split("\n")
         assert all(text.startswith(part) for part, text in zip(paragraphs, kept, strict=True))
@@ -52,7 +55,25 @@ def test_the_same_seed_draws_the_same_documents(name, world):
     family = load_family(name)
     first, second = (Documents(world, family, random.Random(5)) for _ in range(2))
     for _ in range(20):
-        assert first.draw(TaskMix.SHORT) == second.draw(TaskMix.SHORT)
+        assert first.draw(TaskMix.TASKS) == second.draw(TaskMix.TASKS)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen"])
+def test_the_held_out_demands_are_a_balanced_grid_and_each_query_has_its_own(name):
+    rows = list(questions(name, 5, known=set()))
+    counts = Counter((row["range"], row["type"]) for row in rows)
+    assert len(counts) == 12 and set(counts.values()) == {5}
+    for row in rows:
+        assert row["constraint"] in row["query"]
+        low, high = map(int, row["range"].split("-"))
+        demand = parse_constraint(row["type"], row["constraint"])
+        assert low <= demand.low <= demand.high <= high
+
+
+def test_a_known_question_is_not_held_out():
+    known = {row["asked_before"] for row in questions("llama", 5, known=set())}
+    assert len(known) > 50
+    assert known.isdisjoint(row["asked_before"] for row in questions("llama", 5, known))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen"])
