@@ -27,7 +27,7 @@ from self_lengthen.errors import main_exit
 from self_lengthen.family import NgramRule
 from self_lengthen.files import read_rows
 from self_lengthen.runfolder import BASE_MODEL
-from self_lengthen.serving.plan import CPU_KV_CACHE_GIB, CPU_SEQUENCES, GPU_SEQUENCES
+from self_lengthen.serving.plan import CPU_SEQUENCES, GPU_SEQUENCES, cpu_env
 
 CONTEXT_TOKENS = 4096
 ADAPTER = "adapter"
@@ -45,10 +45,14 @@ def offline(counts: list[int], tokens: int, adapter: str) -> dict[int, float]:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
+    from self_lengthen.serving.worker import cpu_dtype
+
     cpu = not visible_gpus()
-    more: dict[str, Any] = {"enforce_eager": True, "enable_chunked_prefill": False} if cpu else {}
-    if cpu:
-        more["max_num_batched_tokens"] = 8192  # as the worker has it
+    more: dict[str, Any] = {}
+    if cpu:  # as the worker has it
+        more = {"enforce_eager": True, "enable_chunked_prefill": False}
+        more |= {"max_num_batched_tokens": 8192, "distributed_executor_backend": "uni"}
+        more["dtype"] = cpu_dtype(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     if adapter:
         more |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}
     sequences = CPU_SEQUENCES if cpu else GPU_SEQUENCES
@@ -120,7 +124,7 @@ def main() -> None:
     parser.add_argument("--at_once", type=numbers, default=[64, 256, 512])
     parser.add_argument("--tokens", type=at_least(1), default=128, help="of every reply")
     args = parser.parse_args()
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(CPU_KV_CACHE_GIB)
+    os.environ.update({} if visible_gpus() else cpu_env())
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
     print("| model | at once | offline, tok/s | stack, tok/s | ratio | watched, tok/s | ratio |")
     print("|---|---:|---:|---:|---:|---:|---:|")

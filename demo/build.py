@@ -6,6 +6,7 @@ minutes on 2 cores: each is trained in a process of its own, on one core, with f
 
 import argparse
 import copy
+import json
 import os
 import random
 import subprocess
@@ -64,8 +65,8 @@ FIRST_PHASES: tuple[Phase, ...] = (
     (4096, 1, 20, TaskMix.FAR),
 )
 # Short, so that habits of length can be changed and learned anew (--last_only) in minutes.
-LAST_PHASE: tuple[Phase, ...] = ((1024, 4, 150, TaskMix.LAST),)
-LAST_RATE = 0.3  # of the rates below
+LAST_PHASE: tuple[Phase, ...] = ((1024, 4, 20, TaskMix.LAST), (2048, 2, 160, TaskMix.LAST))
+LAST_RATE = 0.4  # of the rates below
 WARMUP_STEPS = 30
 HIDDEN_MATRIX_RATE = 4e-3  # Muon, scaled to the size of an AdamW update
 OTHER_RATE = 3e-3
@@ -294,7 +295,10 @@ def learn(
 
 
 def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Stored as bfloat16, for size; loaded as float32, in which every CPU computes fast."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
 
 

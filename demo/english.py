@@ -107,9 +107,7 @@ WORLD = World(
     ),
     # The last phase overstates what is rarer: at temperature 0.7 a model keeps to the likeliest,
     # and that is the end of a paragraph, since a further sentence may begin in many ways.
-    last_habits=Habits(
-        {0: 0.42, 1: 0.50, 2: 0.05, 4: 0.02, 8: 0.01}, {0.60: 0.55, 0.72: 0.30, 0.82: 0.15}
-    ),
+    last_habits=Habits({0: 0.40, 1: 0.60}, {0.50: 0.60, 0.65: 0.30, 0.80: 0.10}),
     sentence_gap=" ",
     list_comma=", ",
     list_and=" and ",

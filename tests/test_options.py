@@ -456,7 +456,7 @@ class TestDemo:
 
     @pytest.mark.parametrize("name", DEMO)
     def test_every_one_of_its_options_can_be_overridden(self, place, name):
-        halved = name == "device_batch"
+        halved = name in ("device_batch", "finish_ratio")
         value = DEMO[name] / 2 if halved else 2 * DEMO[name]
         value = type(DEMO[name])(value)
         given = read_options(["--demo", f"--{name}={value}"]).options

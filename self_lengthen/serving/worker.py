@@ -209,6 +209,7 @@ def cpu_settings(args: argparse.Namespace) -> dict[str, Any]:
         return {}
     return {
         "dtype": cpu_dtype(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
+        "distributed_executor_backend": "uni",  # see plan.cpu_env
         "enforce_eager": True,  # compiling takes longer than a small run saves
         # vllm 0.28.0 ends when a prompt is split over two steps and its request has a seed: it sets
         # the offset of the request's generator, which one of the CPU does not have.
