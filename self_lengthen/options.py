@@ -26,7 +26,7 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 DEMO = {
     "instruct_count": 20,
     "max_tokens": 1024,
-    "learning_rate": 3e-4,
+    "learning_rate": 4e-4,
     "epochs": 4.0,
     "global_batch": 4,
     "device_batch": 4,
