@@ -31,7 +31,7 @@ DEMO = {
     "global_batch": 4,
     "device_batch": 4,
     "cutoff_len": 4096,
-    "finish_ratio": 0.95,  # a step's last texts, alone in the engine's batch, take as long as all
+    "finish_ratio": 0.85,  # a step's last texts, alone in the engine's batch, take as long as all
 }
 
 # Options that the data of a run do not depend on: they may change when a run is continued.
