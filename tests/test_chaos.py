@@ -21,7 +21,7 @@ import pytest
 from self_lengthen.files import read_json, read_rows
 from tests.real import Script
 
-OPTIONS = ("--demo", "--instruct_count=12", "--max_iter=1", "--concurrency=4")
+OPTIONS = ("--demo", "--instruct_count=12", "--max_iter=1", "--finish_ratio=1", "--concurrency=4")
 RUN_S, STOP_S = 600, 120  # a busy machine
 STEPS = ("instructions", "initial_responses", "extended_responses", "filtered", "sft")
 KILLS = 3  # of each seed

@@ -17,7 +17,7 @@ from tests.real import Script, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.real]
 
-OPTIONS = ("--demo", "--instruct_count=20", "--max_iter=1", "--concurrency=8")
+OPTIONS = ("--demo", "--instruct_count=20", "--max_iter=1", "--finish_ratio=1", "--concurrency=8")
 TIMEOUT_S = 1800
 DECOY = "self_lengthen.serving.worker fastchat vllm from llamafactory-cli step2_extend_responses.py"
 

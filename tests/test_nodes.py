@@ -20,7 +20,7 @@ from tests.real import Script, wait_for
 pytestmark = [pytest.mark.chaos, pytest.mark.real]  # long: eight minutes and more
 
 INSTRUCTIONS = 8
-OPTIONS = (f"--instruct_count={INSTRUCTIONS}", "--max_iter=1", "--epochs=2")
+OPTIONS = (f"--instruct_count={INSTRUCTIONS}", "--max_iter=1", "--epochs=2", "--finish_ratio=1")
 TIMEOUT_S = 1500
 LOST_S = 60  # promise 7
 
