@@ -13,9 +13,9 @@ import multiprocessing
 import os
 import tempfile
 import time
+from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import uvloop
 from stack import MODEL, AskingEndpoint, make_adapter, served
@@ -45,16 +45,12 @@ def offline(counts: list[int], tokens: int, adapter: str) -> dict[int, float]:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from self_lengthen.serving.worker import cpu_dtype
+    from self_lengthen.serving.worker import cpu_settings, lora_limits
 
     cpu = not visible_gpus()
-    more: dict[str, Any] = {}
-    if cpu:  # as the worker has it
-        more = {"enforce_eager": True, "enable_chunked_prefill": False}
-        more |= {"max_num_batched_tokens": 8192, "distributed_executor_backend": "uni"}
-        more["dtype"] = cpu_dtype(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    if adapter:
-        more |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}
+    worker = Namespace(cpu=cpu, max_model_len=CONTEXT_TOKENS, max_lora_rank=8)
+    worker.adapter = [adapter] if adapter else []
+    more = {**cpu_settings(worker), **lora_limits(worker)}
     sequences = CPU_SEQUENCES if cpu else GPU_SEQUENCES
     llm = LLM(str(MODEL), max_model_len=CONTEXT_TOKENS, max_num_seqs=sequences, **more)
     request = LoRARequest(ADAPTER, 1, adapter) if adapter else None
