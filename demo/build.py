@@ -27,9 +27,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from demo import chinese, english
 from demo.copying import set_copying_circuit
-from demo.documents import Document, Documents, TaskMix
+from demo.documents import WORLDS, Document, Documents, TaskMix
 from demo.muon import Muon
 from self_lengthen.family import load_family
 
@@ -240,8 +239,7 @@ def set_rates(
 def train(family_name: str, last_only: bool) -> None:
     """On one core. The last phase goes on from the saved weights of those before."""
     family = load_family(family_name)
-    world = chinese.WORLD if family.language == "zh" else english.WORLD
-    documents = Documents(world, family, random.Random(20241030))
+    documents = Documents(WORLDS[family.language], family, random.Random(20241030))
     tokenizer = build_tokenizer(family_name, documents.tokenizer_texts())
     documents.render = lambda user: tokenizer.apply_chat_template(
         [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 
+from demo import chinese, english
 from demo.world import World
 from self_lengthen.constraints import TYPES, Constraint
 from self_lengthen.family import ModelFamily
@@ -19,6 +20,7 @@ from self_lengthen.text import count_words
 Document = tuple[str, str]
 RenderTurn = Callable[[str], str]
 
+WORLDS = {"zh": chinese.WORLD, "en": english.WORLD}
 ADD_LENGTH_PROMPTS = Path(__file__).resolve().parent.parent / "eval" / "prompts"
 ROUND_TO_WORDS = 50  # lengths that the tiny models hear of are multiples of this
 
@@ -139,9 +141,14 @@ class Documents:
         below = max(words // ROUND_TO_WORDS, 1) * ROUND_TO_WORDS
         above = below + ROUND_TO_WORDS * self.rng.randint(1, 3)
         nearest = max(round(words / ROUND_TO_WORDS), 1) * ROUND_TO_WORDS
-        numbers = {"about": (nearest, nearest), "range": (below, above)}
-        numbers |= {"above": (below, None), "below": (None, above)}
         kind = self.rng.choices(TYPES, (0.40, 0.25, 0.10, 0.25))[0]
         spelled = self.family.language == "zh" and self.rng.random() < 0.5
-        constraint = Constraint(Demand(kind, *numbers[kind]))
+        constraint = demand(kind, nearest, below, above)
         return constraint.say(self.family.language, spelled=spelled)
+
+
+def demand(kind: str, nearest: int, below: int, above: int) -> Constraint:
+    """The demand of this type that a text of about `nearest` words meets."""
+    numbers = {"about": (nearest, nearest), "range": (below, above)}
+    numbers |= {"above": (below, None), "below": (None, above)}
+    return Constraint(Demand(kind, *numbers[kind]))

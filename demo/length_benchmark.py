@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from demo import chinese, english
-from demo.documents import ROUND_TO_WORDS
-from self_lengthen.constraints import TYPES, Constraint
+from demo.documents import ROUND_TO_WORDS, WORLDS, demand
+from self_lengthen.constraints import TYPES
 from self_lengthen.family import family_names, load_family
 from self_lengthen.files import Row, read_rows, write_rows
-from self_lengthen.lengths import Demand
 
 EDGES = (100, 200, 300, 400)  # words
 SEED = 20261126
@@ -24,12 +22,12 @@ SEED = 20261126
 def questions(family_name: str, each: int, known: set[str]) -> Iterator[Row]:
     """`each` rows a type and range: LonGen's columns, the response yet to be written."""
     language = load_family(family_name).language
-    world = {"en": english.WORLD, "zh": chinese.WORLD}[language]
-    rng = random.Random(SEED)
+    world, rng = WORLDS[language], random.Random(SEED)
     for low, high in pairwise(EDGES):
         for kind in TYPES:
             for number in range(1, each + 1):
-                constraint = Constraint(_demand(kind, low, high, rng)).say(language)
+                words = rng.randrange(low, high, ROUND_TO_WORDS)
+                constraint = demand(kind, words, words, words + ROUND_TO_WORDS).say(language)
                 instruction = world.topic(rng)[2]
                 while instruction in known:
                     instruction = world.topic(rng)[2]
@@ -43,13 +41,6 @@ def questions(family_name: str, each: int, known: set[str]) -> Iterator[Row]:
                     "response": None,
                     "asked_before": instruction,
                 }
-
-
-def _demand(kind: str, low: int, high: int, rng: random.Random) -> Demand:
-    words = rng.randrange(low, high, ROUND_TO_WORDS)
-    more = words + ROUND_TO_WORDS
-    numbers = {"about": (words, words), "range": (words, more), "above": (words, None)}
-    return Demand(kind, *numbers.get(kind, (None, more)))
 
 
 def main() -> None:

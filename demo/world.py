@@ -83,13 +83,13 @@ class World:
     def sentence(self, subject: str, aspect: str, rng: random.Random) -> str:
         return self.fill(rng.choice(self.sentences), rng, subject=subject, aspect=aspect)
 
-    def opener(self, subject: str, aspect: str, rng: random.Random) -> str:
-        return self.fill(self.openers[aspect], rng, subject=subject, aspect=aspect)
+    def opener(self, aspect: str, rng: random.Random) -> str:
+        return self.fill(self.openers[aspect], rng, aspect=aspect)
 
     def paragraph(self, subject: str, aspect: str, extra: int, rng: random.Random) -> list[str]:
         """An opener and `extra` further sentences."""
         more = [self.sentence(subject, aspect, rng) for _ in range(extra)]
-        return [self.opener(subject, aspect, rng), *more]
+        return [self.opener(aspect, rng), *more]
 
     def render(self, paragraphs: Sequence[Sequence[str]], separator: str = "\n\n") -> str:
         return separator.join(self.sentence_gap.join(p) for p in paragraphs)
