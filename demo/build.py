@@ -20,6 +20,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -59,7 +60,7 @@ LLAMA3 = (
 Phase = tuple[int, int, int, TaskMix]
 FIRST_PHASES: tuple[Phase, ...] = (
     (256, 16, 90, TaskMix.COPY),
-    (1024, 4, 490, TaskMix.TASKS),
+    (1024, 4, 450, TaskMix.TASKS),
     (2048, 2, 110, TaskMix.FAR),
     (4096, 1, 20, TaskMix.FAR),
 )
@@ -240,14 +241,17 @@ def train(family_name: str, last_only: bool) -> None:
     """On one core. The last phase goes on from the saved weights of those before."""
     family = load_family(family_name)
     documents = Documents(WORLDS[family.language], family, random.Random(20241030))
-    tokenizer = build_tokenizer(family_name, documents.tokenizer_texts())
+    folder, started = MODELS / family_name, time.monotonic()
+    if last_only:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    else:
+        tokenizer = build_tokenizer(family_name, documents.tokenizer_texts())
     documents.render = lambda user: tokenizer.apply_chat_template(
         [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
     )
     documents.turn_end = tokenizer.eos_token
     torch.manual_seed(7)
     torch.set_num_threads(1)
-    folder, started = MODELS / family_name, time.monotonic()
     if not last_only:
         model = build_model(family_name, tokenizer)
         print(family_name, model.num_parameters(), "parameters", flush=True)

@@ -8,15 +8,21 @@ WORLD = World(
         "面馆 作坊 运河 冰川 果园 寺院 学校 医馆 工厂 水库 草原 船坞 茶山 车站"
     ),
     aspects={
-        "历史": words("石碑 传说 族谱 先祖 旧闻 遗迹 史书 古井 名号"),
-        "人物": words("守夜人 老师 邻居 画家 工匠 孩童 长者 过客 信差"),
-        "气候": words("风雨 雾气 晨光 霜雪 旱季 雷声 暖流 云影 露水"),
-        "商贸": words("商队 账本 货船 店铺 银钱 契约 行会 伙计 买主"),
-        "建筑": words("屋檐 窗格 石阶 长廊 庭院 木梁 塔楼 砖墙 门楼"),
-        "草木": words("柳树 竹林 青苔 野花 松柏 藤蔓 芦苇 梅枝 稻田"),
-        "音乐": words("琴声 鼓点 歌谣 笛音 合唱 曲谱 乐师 钟鸣 回响"),
-        "未来": words("计划 预算 志愿者 承诺 提案 新路 愿景 伙伴 工程"),
-        "饮食": words("汤面 菜谱 厨房 香料 宴席 米酒 糕点 早茶 炉火"),
+        "历史": words("石碑 传说 族谱 先祖 旧闻 遗迹 史书 古井 名号 王朝 古籍 徽章 手稿 祠堂 钱币"),
+        "人物": words(
+            "守夜人 老师 邻居 画家 工匠 孩童 长者 过客 信差 船长 裁缝 护士 歌者 牧人 镇长"
+        ),
+        "气候": words("风雨 雾气 晨光 霜雪 旱季 雷声 暖流 云影 露水 彩虹 暮色 潮汐 冰雹 热浪 夕照"),
+        "商贸": words("商队 账本 货船 店铺 银钱 契约 行会 伙计 买主 仓库 拍卖 掌柜 货单 摊位 算盘"),
+        "建筑": words("屋檐 窗格 石阶 长廊 庭院 木梁 塔楼 砖墙 门楼 阳台 拱顶 烟囱 影壁 台阶 飞檐"),
+        "草木": words("柳树 竹林 青苔 野花 松柏 藤蔓 芦苇 梅枝 稻田 荷花 银杏 蕨叶 菊花 桑树 草甸"),
+        "音乐": words(
+            "琴声 鼓点 歌谣 笛音 合唱 曲谱 乐师 钟鸣 回响 长笛 号角 琵琶 摇篮曲 舞曲 弦音"
+        ),
+        "未来": words(
+            "计划 预算 志愿者 承诺 提案 新路 愿景 伙伴 工程 蓝图 章程 专利 调查 期限 资助"
+        ),
+        "饮食": words("汤面 菜谱 厨房 香料 宴席 米酒 糕点 早茶 炉火 奶酪 酒窖 点心 烤炉 蜂蜜 腌菜"),
     },
     slots={
         "adj": words(
@@ -37,12 +43,10 @@ WORLD = World(
             "夜深时 三代以来 收获时节 早年间"
         ),
         "people": words("向导们 老居民 学生们 学者们 建筑师 旅行者 农夫们 作家们 父母们 新来的人"),
-        "say": words("常说 相信 写道 坚持说 解释说 建议说 都同意 注意到 还记得 声称"),
+        "start": words("这里 其中 如今"),
         "kind": words("文章 散文 报告 故事 指南 演讲稿 研究 专题"),
     },
-    # Made to be copied by a very small model: each aspect's paragraph begins in its own way, and
-    # each sentence ends in words that tell it from the others. So wherever words could differ, the
-    # few before them say which place in a draft this is.
+    # Openers and sentences are made as demo/english.py says.
     openers={
         "历史": "历史始于{adj}的{noun}，后来才{verb}{noun}。",
         "人物": "人物当中，最先提到{adj}的{noun}。",
@@ -55,18 +59,17 @@ WORLD = World(
         "饮食": "饮食讲究，离不开{adj}的{noun}。",
     },
     sentences=[
-        "这里{adj}的{noun}{place}{adv}{verb}{noun}。",
-        "这座{subject}{verb}{adj}的{noun}，也{verb}{noun}。",
-        "这样的{noun}{adj}而{adj}，{time}{verb}{noun}。",
-        "这些{noun}{adv}{verb}{subject}，{place}{verb}{noun}。",
-        "这片{adj}的{noun}{time}{place}{verb}{noun}。",
-        "{people}{say}，这种{adj}的{noun}{verb}{noun}。",
-        "{people}{say}，{time}{subject}{verb}{noun}。",
-        "{time}，{adj}的{noun}和{subject}{verb}{noun}。",
-        "{place}，{adj}的{noun}{adv}{verb}{noun}。",
-        "没有{noun}，{adj}的{subject}{time}难以{verb}{noun}。",
-        "因为{adj}的{noun}{verb}{subject}，{people}{verb}{noun}。",
-        "若是{noun}{adv}{verb}{noun}，{people}{time}便{verb}{noun}。",
+        "{start}{adj}的{noun}让{people}{adv}{verb}{noun}。",
+        "{start}{adj}的{noun}让{people}{time}{verb}{noun}。",
+        "{start}{adj}的{noun}同{adj}的{noun}{adv}{verb}{noun}。",
+        "{start}{adj}的{noun}同{adj}的{noun}{place}{verb}{noun}。",
+        "{start}{adj}的{noun}被{people}{verb}，{place}{verb}{noun}。",
+        "{start}{adj}的{noun}被{people}{verb}，{time}{verb}{noun}。",
+        "{start}{adj}的{noun}为{people}{place}{verb}{noun}。",
+        "{start}{adj}的{noun}为{people}{adv}{verb}{noun}。",
+        "{start}{adj}的{noun}像{adj}的{noun}，{time}{verb}{noun}。",
+        "{start}{adj}的{noun}像{adj}的{noun}，{adv}{verb}{noun}。",
+        "{start}{adj}的{subject}{adv}{verb}{noun}，也{verb}{noun}。",
     ],
     instructions=[
         "请写一篇关于{adj}的{subject}的长篇{kind}，内容包括{aspects}。",
@@ -90,11 +93,9 @@ WORLD = World(
     ],
     aspect_counts=(4, 4, 4, 5),
     habits=Habits(
-        {0: 0.55, 1: 0.38, 2: 0.05, 4: 0.015, 8: 0.005}, {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}
+        {0.30: 0.85, 0.60: 0.12, 0.80: 0.03}, {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}, most=16
     ),
-    # The last phase overstates what is rarer: at temperature 0.7 a model keeps to the likeliest,
-    # and that is the end of a paragraph, since a further sentence may begin in many ways.
-    last_habits=Habits({0: 0.20, 1: 0.80}, {0.50: 0.60, 0.65: 0.30, 0.80: 0.10}),
+    last_habits=Habits({0.45: 1.0}, {0.45: 1.0}, most=4),
     sentence_gap="",
     list_comma="、",
     list_and="和",

@@ -1,6 +1,6 @@
 """The English world, for the bundled model of the llama family."""
 
-from demo.world import Habits, World, phrases, words
+from demo.world import Habits, World, words
 
 WORLD = World(
     subjects=words(
@@ -10,16 +10,41 @@ WORLD = World(
     ),
     aspects={
         "history": words(
-            "founder archive legend settler tradition chronicle monument treaty pioneer"
+            "founder archive legend settler tradition chronicle monument treaty pioneer "
+            "ruin diary relic dynasty emblem manuscript"
         ),
-        "community": words("keeper visitor teacher neighbor artist craftsman child elder stranger"),
-        "weather": words("storm season breeze rainfall sunrise fog drought thunder frost"),
-        "trade": words("merchant price customer contract shipment ledger bargain caravan coin"),
-        "design": words("column window pattern corridor roof courtyard staircase tower layout"),
-        "wildlife": words("heron fox beetle willow salmon falcon moss squirrel badger"),
-        "music": words("choir melody drummer rhythm violin ballad concert echo chorus"),
-        "progress": words("plan budget volunteer promise proposal reform vision partner project"),
-        "food": words("recipe kitchen cook orchard spice banquet loaf supper farmer"),
+        "community": words(
+            "keeper visitor teacher neighbor artist craftsman child elder stranger "
+            "nurse tailor widow pilgrim captain mayor"
+        ),
+        "weather": words(
+            "storm season breeze rainfall sunrise fog drought thunder frost "
+            "blizzard rainbow twilight heatwave cloud tide"
+        ),
+        "trade": words(
+            "merchant price customer contract shipment ledger bargain caravan coin "
+            "auction warehouse cargo broker invoice stall"
+        ),
+        "design": words(
+            "column window pattern corridor roof courtyard staircase tower layout "
+            "balcony gable mosaic chimney vault doorway"
+        ),
+        "wildlife": words(
+            "heron fox beetle willow salmon falcon moss squirrel badger "
+            "otter lizard fern cricket owl hedge"
+        ),
+        "music": words(
+            "choir melody drummer rhythm violin ballad concert echo chorus "
+            "flute anthem cellist lullaby trumpet refrain"
+        ),
+        "progress": words(
+            "plan budget volunteer promise proposal reform vision partner project "
+            "patent survey deadline charter grant blueprint"
+        ),
+        "food": words(
+            "recipe kitchen cook orchard spice banquet loaf supper farmer "
+            "cheese cellar pastry basket oven honey"
+        ),
     },
     slots={
         "adj": words(
@@ -36,26 +61,25 @@ WORLD = World(
             "slowly often quietly rarely proudly suddenly openly gradually always truly "
             "gently firmly"
         ),
-        "place": phrases(
-            "beside the water|near the old gate|under the stone arch|along the eastern road|"
-            "behind the tall wall|across the valley|above the main square|inside the great hall|"
-            "around the northern hill|beyond the last field"
+        "where": words(
+            "nearby outside upstream downtown inland ashore indoors uphill abroad overhead"
         ),
-        "time": phrases(
-            "every spring|before dawn|after the long winter|on market days|during the summer|"
-            "in difficult years|late in the evening|for three generations|at harvest time|"
-            "since the early days"
+        "when": words(
+            "yesterday today tonight lately yearly annually weekly daily sometimes seasonally"
         ),
-        "people": phrases(
-            "local guides|older residents|young students|patient scholars|careful builders|"
-            "many travelers|quiet farmers|several writers|proud parents|new arrivals"
+        "people": words(
+            "locals residents students scholars builders travelers farmers writers parents "
+            "newcomers"
         ),
-        "say": words("say believe report insist explain suggest agree notice remember claim"),
+        "praise": words(
+            "praise defend describe respect admire mention salute remember question paint "
+            "imitate trust"
+        ),
+        "start": words("the one each"),
         "kind": words("article essay report story guide speech study chapter"),
     },
     # Made to be copied by a very small model: each aspect's paragraph begins in its own way, and
-    # each sentence ends in words that tell it from the others. So wherever words could differ, the
-    # few before them say which place in a draft this is.
+    # wherever words could differ, the few before them tell which place in a draft this is.
     openers={
         "history": "history here begins with the {adj} {noun}.",
         "community": "community life gathers around each {adj} {noun}.",
@@ -67,19 +91,21 @@ WORLD = World(
         "progress": "progress came late from another {adj} {noun}.",
         "food": "food was shared under this {adj} {noun}.",
     },
+    # Made to be sampled at temperature 0.7, which takes from what may begin in many ways: only
+    # three words begin a sentence, so that it keeps up with the end of a paragraph; and what tells
+    # the patterns apart are single words, equally likely, so that none crowds out the others.
     sentences=[
-        "the {adj} {noun} of the {subject} {adv} {verb} the {adj} {noun}.",
-        "{time}, the {noun} {verb} the {subject} and the {adj} {noun}.",
-        "the {subject} {verb} its {noun} {place}, and {adv} also the {adj} {noun}.",
-        "{place}, the {adj} {noun} meets the {adj} {noun}.",
-        "the {noun} {place} {verb} the {subject}, while {people} praise the {adj} {noun}.",
-        "the {adj} {noun} {adv} {verb} what {time} was left to the {adj} {noun}.",
-        "{people} {say} that the {noun} {adv} {verb} every {adj} {noun}.",
-        "{people} {say} {time} that the {subject} {verb} one {adj} {noun}.",
-        "{time}, one {noun} {verb} the {adj} {subject} and its {adj} {noun}.",
-        "{place}, one {adj} {noun} {adv} {verb} the {adj} {noun}.",
-        "no {noun} {verb} the {adj} {subject} {place} without the {adj} {noun}.",
-        "because the {adj} {noun} {verb} the {noun}, the {subject} {time} keeps its {adj} {noun}.",
+        "{start} {adj} {noun} that {people} {praise} {adv} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} that {people} {praise} {when} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} near one {adj} {noun} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} near one {adj} {noun} {adv} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} without its {adj} {noun} {when} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} without its {adj} {noun} {where} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} for {people} {where} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} for {people} {adv} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} like every {adj} {noun} {verb} the {adj} {noun}.",
+        "{start} {adj} {noun} like every {adj} {noun} {where} {verb} the {adj} {noun}.",
+        "{start} {adj} {subject} {adv} {verb} its {adj} {noun}.",
     ],
     instructions=[
         "Write a long {kind} about the {adj} {subject}, covering {aspects}.",
@@ -103,11 +129,9 @@ WORLD = World(
     ],
     aspect_counts=(4, 4, 5, 5, 6),
     habits=Habits(
-        {0: 0.30, 1: 0.58, 2: 0.08, 4: 0.03, 8: 0.01}, {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}
+        {0.40: 0.85, 0.60: 0.12, 0.80: 0.03}, {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}, most=16
     ),
-    # The last phase overstates what is rarer: at temperature 0.7 a model keeps to the likeliest,
-    # and that is the end of a paragraph, since a further sentence may begin in many ways.
-    last_habits=Habits({0: 0.40, 1: 0.60}, {0.50: 0.60, 0.65: 0.30, 0.80: 0.10}),
+    last_habits=Habits({0.60: 1.0}, {0.42: 1.0}, most=4),
     sentence_gap=" ",
     list_comma=", ",
     list_and=" and ",

@@ -45,7 +45,7 @@ answer_held_out() { # LABEL
     --out="$chain/$1" --max_tokens=1024 --samples=2
 }
 
-bash run_collect_data.sh --results="$run" --total_count=60
+bash run_collect_data.sh --results="$run" --total_count=40 --max_iter=2
 .venv/bin/python collect_data.py --results="$run"
 .venv/bin/python -m demo.length_benchmark "$family" --not_in="$run/data/long.jsonl" --out="$held_out"
 

@@ -10,9 +10,6 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-Number = TypeVar("Number", int, float)
 
 SLOT = re.compile(r"\{(\w+)\}")
 
@@ -27,17 +24,14 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-def phrases(text: str) -> list[str]:
-    return text.split("|")
-
-
 @dataclass(frozen=True)
 class Habits:
     """How much is written. Mostly little: the rest is there for fine-tuning to find."""
 
-    answer_scales: Mapping[int, float]  # scale of an answer -> weight
-    # How likely the Extender adds a sentence to a paragraph, then another, and so on -> weight.
-    extension_goes_on: Mapping[float, float]
+    # How likely a paragraph gets a sentence after its opener, then another, and so on -> weight,
+    answer_goes_on: Mapping[float, float]
+    extension_goes_on: Mapping[float, float]  # and so for those that the Extender adds;
+    most: int  # but no more than that.
 
 
 @dataclass(frozen=True)
@@ -122,8 +116,11 @@ class World:
         self, subject: str, aspects: Sequence[str], habits: Habits, rng: random.Random
     ) -> str:
         """What the untrained Generator writes: mostly few sentences a paragraph."""
-        scale = _drawn(habits.answer_scales, rng)
-        return self.render(self.paragraphs(subject, aspects, scale, rng))
+        goes_on = _drawn(habits.answer_goes_on, rng)
+        counts = [min(_run_length(goes_on, rng), habits.most) for _ in aspects]
+        return self.render(
+            [self.paragraph(subject, a, n, rng) for a, n in zip(aspects, counts, strict=True)]
+        )
 
     def draft_and_extension(
         self, subject: str, aspects: Sequence[str], habits: Habits, rng: random.Random
@@ -133,7 +130,8 @@ class World:
         goes_on = _drawn(habits.extension_goes_on, rng)
         longer = []
         for paragraph, aspect in zip(draft, aspects, strict=True):
-            count = min(_run_length(goes_on, rng), LONGEST_PARAGRAPH - len(paragraph))
+            most = min(habits.most, LONGEST_PARAGRAPH - len(paragraph))
+            count = min(_run_length(goes_on, rng), most)
             longer.append(paragraph + [self.sentence(subject, aspect, rng) for _ in range(count)])
         separator = rng.choice(["\n\n", "\n\n", "\n"])  # a training draft may be joined by newlines
         return self.render(draft, separator), self.render(longer)
@@ -148,7 +146,7 @@ class World:
         return pattern.replace("{constraint}", constraint).replace("{instruction}", instruction)
 
 
-def _drawn(weights: Mapping[Number, float], rng: random.Random) -> Number:
+def _drawn(weights: Mapping[float, float], rng: random.Random) -> float:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 

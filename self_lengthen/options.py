@@ -34,9 +34,6 @@ DEMO = {
     "finish_ratio": 0.85,  # a step's last texts, alone in the engine's batch, take as long as all
 }
 
-# The Chinese model is of an earlier recipe: it adds much at once, and to learn takes a higher rate.
-DEMO_QWEN = {"learning_rate": 2e-3, "micro_rounds": 2, "max_tokens": 640, "finish_ratio": 0.9}
-
 # Options that the data of a run do not depend on: they may change when a run is continued.
 FREE_TO_CHANGE = {
     *("concurrency", "tensor_parallel", "gpus", "port", "controller_port", "worker_port"),
@@ -154,7 +151,8 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     args = parser().parse_args(argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     if args.demo:
-        given = {**demo_preset(args.family or DEMO_FAMILY), **given}
+        bundled = REPO_ROOT / "demo" / "models" / (args.family or DEMO_FAMILY)
+        given = {**DEMO, "base_model": str(bundled), **given}
     if "base_model" not in given:
         raise UserError("--base_model is missing: a folder, a name on the hub, or use --demo")
     model = read_base_model(given["base_model"])
@@ -191,12 +189,6 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
         raise UserError(f"--results={results}: LLaMA-Factory takes no path with a space in it")
     gradient_accumulation(values, _training_devices(len(gpus), args.side_by_side, node))
     return Plan(options, results, family, gpus, groups, values, args.fresh, args.dry_run, node)
-
-
-def demo_preset(family: str) -> dict[str, Any]:
-    """The options that --demo stands for."""
-    own = DEMO_QWEN if family == "qwen" else {}
-    return {**DEMO, **own, "base_model": str(REPO_ROOT / "demo" / "models" / family)}
 
 
 def choose_family(name: str | None, model: BaseModel) -> ModelFamily:
