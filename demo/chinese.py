@@ -95,7 +95,7 @@ WORLD = World(
     habits=Habits(
         {0.30: 0.85, 0.60: 0.12, 0.80: 0.03}, {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}, most=16
     ),
-    last_habits=Habits({0.45: 1.0}, {0.45: 1.0}, most=4),
+    last_habits=Habits({0.50: 1.0}, {0.50: 0.70, 0.65: 0.30}, most=4),
     sentence_gap="",
     list_comma="、",
     list_and="和",

@@ -25,8 +25,9 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 # Small numbers for a model of 2M parameters on two cores.
 DEMO = {
     "instruct_count": 20,
-    "max_tokens": 1024,
-    "learning_rate": 4e-4,
+    "micro_rounds": 2,
+    "max_tokens": 768,
+    "learning_rate": 3.5e-4,
     "epochs": 4.0,
     "global_batch": 4,
     "device_batch": 4,

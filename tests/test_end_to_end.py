@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from self_lengthen.extension import MICRO_ROUNDS
 from self_lengthen.files import read_json, read_rows
+from self_lengthen.options import DEMO
 from tests.real import Script, wait_for
 
 pytestmark = pytest.mark.real
@@ -87,7 +87,7 @@ def test_extensions_are_longer_than_their_initial_responses_and_carry_provenance
         assert row["words"] > 1.2 * row["initial_words"]
         assert row["model"] == "extender-iter1"
         assert row["iteration"] == 2
-        assert row["seed"] >= 0 and row["attempt"] >= 1 and len(row["rounds"]) == MICRO_ROUNDS
+        assert row["seed"] >= 0 and row["attempt"] >= 1 and len(row["rounds"]) == DEMO["micro_rounds"]
 
 
 def test_the_generator_writes_more_after_one_macro_iteration(finished):
