@@ -16,13 +16,15 @@ pytestmark = pytest.mark.real
 
 ITERATIONS = 2
 INSTRUCTIONS = 12
+LEARNING_RATE = 6e-4  # fewer instructions are fewer steps: more of each than in the preset
 TIMEOUT_S = 1200
 STEPS = ("instructions", "initial_responses", "extended_responses", "filtered", "sft")
 
 
 def start(family: str, results: Path, log: Path) -> Script:
     sizes = (f"--instruct_count={INSTRUCTIONS}", f"--max_iter={ITERATIONS}")
-    return Script("run.sh", "--demo", f"--family={family}", f"--results={results}", *sizes, log=log)
+    options = (f"--family={family}", f"--results={results}", f"--learning_rate={LEARNING_RATE}")
+    return Script("run.sh", "--demo", *options, *sizes, log=log)
 
 
 @pytest.fixture(scope="module")
