@@ -256,11 +256,12 @@ def train(family_name: str, last_only: bool) -> None:
         model = build_model(family_name, tokenizer)
         print(family_name, model.num_parameters(), "parameters", flush=True)
         learn(family_name, model, tokenizer, documents, FIRST_PHASES, 1.0)
-        save(model, tokenizer, folder)
+        save(model, folder)
+        tokenizer.save_pretrained(folder)
     documents.rng = random.Random(20241031)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     learn(family_name, model, tokenizer, documents, LAST_PHASE, LAST_RATE)
-    save(model, tokenizer, folder)
+    save(model, folder)
     print(f"{family_name} done in {(time.monotonic() - started) / 60:.1f} min", flush=True)
 
 
@@ -296,12 +297,11 @@ def learn(
                 print(line, flush=True)
 
 
-def save(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: torch.nn.Module, folder: Path) -> None:
     """Stored as bfloat16, for size; loaded as float32, in which every CPU computes fast."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
-    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The English world, for the bundled model of the llama family."""
 
-from demo.world import Habits, World, words
+from demo.world import LONGEST_PARAGRAPH, Habits, World, words
 
 WORLD = World(
     subjects=words(
@@ -129,7 +129,9 @@ WORLD = World(
     ],
     aspect_counts=(4, 4, 5, 5, 6),
     habits=Habits(
-        {0.40: 0.85, 0.60: 0.12, 0.80: 0.03}, {0.35: 0.80, 0.60: 0.12, 0.80: 0.08}, most=16
+        {0.40: 0.85, 0.60: 0.12, 0.80: 0.03},
+        {0.35: 0.80, 0.60: 0.12, 0.80: 0.08},
+        most=LONGEST_PARAGRAPH - 1,
     ),
     last_habits=Habits({0.60: 1.0}, {0.50: 0.70, 0.65: 0.30}, most=4),
     sentence_gap=" ",

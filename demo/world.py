@@ -117,7 +117,7 @@ class World:
     ) -> str:
         """What the untrained Generator writes: mostly few sentences a paragraph."""
         goes_on = _drawn(habits.answer_goes_on, rng)
-        counts = [min(_run_length(goes_on, rng), habits.most) for _ in aspects]
+        counts = [_run_length(goes_on, habits.most, rng) for _ in aspects]
         return self.render(
             [self.paragraph(subject, a, n, rng) for a, n in zip(aspects, counts, strict=True)]
         )
@@ -131,7 +131,7 @@ class World:
         longer = []
         for paragraph, aspect in zip(draft, aspects, strict=True):
             most = min(habits.most, LONGEST_PARAGRAPH - len(paragraph))
-            count = min(_run_length(goes_on, rng), most)
+            count = _run_length(goes_on, most, rng)
             longer.append(paragraph + [self.sentence(subject, aspect, rng) for _ in range(count)])
         separator = rng.choice(["\n\n", "\n\n", "\n"])  # a training draft may be joined by newlines
         return self.render(draft, separator), self.render(longer)
@@ -150,9 +150,9 @@ def _drawn(weights: Mapping[float, float], rng: random.Random) -> float:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def _run_length(goes_on: float, rng: random.Random) -> int:
-    """Geometric: another one with probability `goes_on`."""
+def _run_length(goes_on: float, most: int, rng: random.Random) -> int:
+    """Geometric: another one with probability `goes_on`. What goes beyond `most` counts as that."""
     count = 0
     while rng.random() < goes_on:
         count += 1
-    return count
+    return min(count, most)

@@ -56,9 +56,8 @@ def server(adapter, tmp_path_factory):
             script.wait(STOP_S)
 
 
-def ask(base_url: str, model: str = "base", question: str = QUESTION, **options):
+def ask(base_url: str, model: str = "base", question: str = QUESTION, seed: int = 7, **options):
     rules = options.pop("stop_repeat", ())
-    seed = options.pop("seed", 7)
     sampling = Sampling(max_tokens=options.pop("max_tokens", 40), stop_repeat=rules)
 
     async def one():
