@@ -85,6 +85,19 @@ def test_the_adapter_answers_by_its_name_and_differs_from_the_base(server):
     assert ask(base_url, "odd").text != ask(base_url, "base").text
 
 
+def test_the_base_model_says_beside_the_adapter_what_it_says_alone(server):
+    _, base_url, _ = server
+
+    async def together() -> list[str]:
+        async with Endpoint(base_url) as endpoint:
+            names = ["odd", "base", "odd", "base", "odd"]
+            replies = (endpoint.chat(n, QUESTION, Sampling(max_tokens=40), seed=7) for n in names)
+            return [reply.text for reply in await asyncio.gather(*replies)]
+
+    base, odd = ask(base_url, "base").text, ask(base_url, "odd").text
+    assert asyncio.run(together()) == [odd, base, odd, base, odd]
+
+
 def test_the_same_seed_gives_the_same_text(server):
     _, base_url, _ = server
     assert ask(base_url).text == ask(base_url).text

@@ -230,6 +230,7 @@ def lora_limits(args: argparse.Namespace) -> dict[str, Any]:
     if not args.adapter:
         return {}  # LoRA slows the base model: off until there is an adapter
     return {
+        **({"worker_cls": "self_lengthen.serving.cpu_lora.GroupedLoraWorker"} if args.cpu else {}),
         "enable_lora": True,
         "max_loras": len(args.adapter),
         "max_lora_rank": args.max_lora_rank,
