@@ -133,7 +133,7 @@ WORLD = World(
         {0.35: 0.80, 0.60: 0.12, 0.80: 0.08},
         most=LONGEST_PARAGRAPH - 1,
     ),
-    last_habits=Habits({0.60: 1.0}, {0.50: 0.70, 0.65: 0.30}, most=4),
+    last_habits=Habits({0.57: 1.0}, {0.50: 0.70, 0.65: 0.30}, most=4),
     sentence_gap=" ",
     list_comma=", ",
     list_and=" and ",
