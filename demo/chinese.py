@@ -97,7 +97,7 @@ WORLD = World(
         {0.35: 0.80, 0.60: 0.12, 0.80: 0.08},
         most=LONGEST_PARAGRAPH - 1,
     ),
-    last_habits=Habits({0.49: 1.0}, {0.50: 0.70, 0.65: 0.30}, most=4),
+    last_habits=Habits({0.43: 1.0}, {0.50: 0.70, 0.65: 0.30}, most=4),
     sentence_gap="",
     list_comma="、",
     list_and="和",

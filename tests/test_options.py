@@ -18,7 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from self_lengthen import model, options, run
 from self_lengthen.devices import Gpu
 from self_lengthen.errors import UserError, main_exit
-from self_lengthen.options import DEMO, FREE_TO_CHANGE, read_options
+from self_lengthen.options import DEMO, FREE_TO_CHANGE, demo_preset, read_options
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_LIMIT_S = 300  # a busy machine
@@ -446,19 +446,20 @@ class TestRunFolder:
 class TestDemo:
     """--demo is a preset of ordinary options, nothing else."""
 
-    def test_it_is_the_same_as_its_options_spelled_out(self, place):
-        spelled = [f"--{name}={value}" for name, value in DEMO.items()]
-        spelled += [f"--base_model={ROOT}/demo/models/llama", "--results=results/demo-llama"]
-        demo, ordinary = read_options(["--demo"]), read_options(spelled)
+    @pytest.mark.parametrize("family", ["llama", "qwen"])
+    def test_it_is_the_same_as_its_options_spelled_out(self, place, family):
+        spelled = [f"--{name}={value}" for name, value in demo_preset(family).items()]
+        spelled += [f"--results=results/demo-{family}"]
+        demo, ordinary = read_options(["--demo", f"--family={family}"]), read_options(spelled)
         assert demo.options == ordinary.options
         assert (demo.results, demo.family) == (ordinary.results, ordinary.family)
         assert (demo.training, demo.groups) == (ordinary.training, ordinary.groups)
 
-    @pytest.mark.parametrize("name", DEMO)
+    @pytest.mark.parametrize("name", [*DEMO, "learning_rate"])
     def test_every_one_of_its_options_can_be_overridden(self, place, name):
         halved = name in ("device_batch", "finish_ratio")
-        value = DEMO[name] / 2 if halved else 2 * DEMO[name]
-        value = type(DEMO[name])(value)
+        preset = demo_preset("llama")[name]
+        value = type(preset)(preset / 2 if halved else 2 * preset)
         given = read_options(["--demo", f"--{name}={value}"]).options
         plain = read_options(["--demo"]).options
         assert given == {**plain, name: value}
@@ -466,6 +467,7 @@ class TestDemo:
     def test_its_model_and_family_can_be_overridden(self, place):
         assert read_options(["--demo", MODEL]).options["base_model"] == str(place / "model")
         other = read_options(["--demo", "--family=qwen"])
+        assert read_options(["--demo"]).options["base_model"] == str(ROOT / "demo/models/llama")
         assert other.options["base_model"] == str(ROOT / "demo" / "models" / "qwen")
         assert other.results == place / "results" / "demo-qwen"
 
