@@ -6,45 +6,34 @@ The bundled model in offline LLM.generate: replies of 300 tokens to short prompt
 to prompts of 600, as drafts are. Seconds, and times those without an adapter. Prints Markdown.
 """
 
-import multiprocessing
 import os
 import random
 import tempfile
 import time
-from argparse import Namespace
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from stack import MODEL, make_adapter
+from stack import in_a_process, make_adapter, offline_engine
 
 from self_lengthen.cli import Parser, at_least
 from self_lengthen.errors import main_exit
-from self_lengthen.serving.plan import CPU_SEQUENCES, cpu_env
+from self_lengthen.serving.plan import cpu_env
 
-CONTEXT_TOKENS = 4096
-WORKLOADS = {(30, 300): "writing", (600, 1): "reading"}  # (tokens of a prompt, of its reply)
-FIRST_TOKEN = 300  # prompts are random tokens above the special ones
+WORKLOADS = {"writing": (30, 300), "reading": (600, 1)}  # tokens of a prompt, of its reply
+WARM_UP = (30, 20)
+PROMPT_TOKENS = range(300, 2000)  # of which prompts are drawn: no special ones
 
 
 def seconds(way: str, at_once: int, adapter: str) -> list[float]:
     """Of each workload, after one that warms up."""
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
-    from vllm.lora.request import LoRARequest
 
-    from self_lengthen.serving.worker import cpu_settings, lora_limits
-
-    worker = Namespace(cpu=True, max_model_len=CONTEXT_TOKENS, max_lora_rank=8)
-    worker.adapter = [] if way == "none" else [adapter]
-    options = {**cpu_settings(worker), **lora_limits(worker)}
-    if way == "vLLM":
-        del options["worker_cls"]
-    llm = LLM(str(MODEL), max_model_len=CONTEXT_TOKENS, max_num_seqs=CPU_SEQUENCES, **options)
-    request = LoRARequest("adapter", 1, adapter) if worker.adapter else None
+    changes = {"worker_cls": "auto"} if way == "vLLM" else {}
+    llm, request = offline_engine("" if way == "none" else adapter, cpu=True, **changes)
     rng, spent = random.Random(1), []
-    for prompt_tokens, tokens in [(30, 20), *WORKLOADS]:
+    for prompt_tokens, tokens in [WARM_UP, *WORKLOADS.values()]:
         prompts = [
-            TokensPrompt(prompt_token_ids=rng.choices(range(FIRST_TOKEN, 2000), k=prompt_tokens))
+            TokensPrompt(prompt_token_ids=rng.choices(PROMPT_TOKENS, k=prompt_tokens))
             for _ in range(at_once)
         ]
         sampling = SamplingParams(seed=1, max_tokens=tokens, ignore_eos=True)
@@ -60,13 +49,12 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.update(cpu_env())
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
-    print("| LoRA | writing, s | times none | reading, s | times none |")
-    print("|---|---:|---:|---:|---:|")
+    print("| LoRA |", " | ".join(f"{name}, s | times none" for name in WORKLOADS), "|")
+    print("|---|" + "---:|---:|" * len(WORKLOADS))
     with tempfile.TemporaryDirectory() as folder:
         adapter, none = str(make_adapter(Path(folder))), []
         for way in ("none", "vLLM", "ours"):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-                spent = alone.submit(seconds, way, args.at_once, adapter).result()
+            spent = in_a_process(seconds, way, args.at_once, adapter)
             none = none or spent
             cells = [f"{s:.1f} | {s / first:.2f}" for s, first in zip(spent, none, strict=True)]
             print("|", " | ".join([way, *cells]), "|", flush=True)

@@ -9,16 +9,22 @@ CPU, or on one GPU where there is one. Prints Markdown.
 """
 
 import asyncio
-import multiprocessing
 import os
 import tempfile
 import time
-from argparse import Namespace
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import uvloop
-from stack import MODEL, AskingEndpoint, make_adapter, served
+from stack import (
+    ADAPTER,
+    CONTEXT_TOKENS,
+    MODEL,
+    AskingEndpoint,
+    in_a_process,
+    make_adapter,
+    offline_engine,
+    served,
+)
 
 from self_lengthen.cli import Parser, at_least
 from self_lengthen.devices import visible_gpus
@@ -27,10 +33,8 @@ from self_lengthen.errors import main_exit
 from self_lengthen.family import NgramRule
 from self_lengthen.files import read_rows
 from self_lengthen.runfolder import BASE_MODEL
-from self_lengthen.serving.plan import CPU_SEQUENCES, GPU_SEQUENCES, cpu_env
+from self_lengthen.serving.plan import cpu_env
 
-CONTEXT_TOKENS = 4096
-ADAPTER = "adapter"
 SAMPLING = Sampling()
 NEVER_BROKEN = (NgramRule("word", CONTEXT_TOKENS),)
 
@@ -42,18 +46,9 @@ def prompts(count: int) -> list[str]:
 
 def offline(counts: list[int], tokens: int, adapter: str) -> dict[int, float]:
     """Tokens a second of the engine alone, by the number of prompts at once."""
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
+    from vllm import SamplingParams
 
-    from self_lengthen.serving.worker import cpu_settings, lora_limits
-
-    cpu = not visible_gpus()
-    worker = Namespace(cpu=cpu, max_model_len=CONTEXT_TOKENS, max_lora_rank=8)
-    worker.adapter = [adapter] if adapter else []
-    more = {**cpu_settings(worker), **lora_limits(worker)}
-    sequences = CPU_SEQUENCES if cpu else GPU_SEQUENCES
-    llm = LLM(str(MODEL), max_model_len=CONTEXT_TOKENS, max_num_seqs=sequences, **more)
-    request = LoRARequest(ADAPTER, 1, adapter) if adapter else None
+    llm, request = offline_engine(adapter, cpu=not visible_gpus())
     rates = {}
     for count in [counts[0], *counts]:  # the first is to warm up
         sampling = [
@@ -97,8 +92,7 @@ async def online(
 
 
 def compare(name: str, counts: list[int], tokens: int, adapter: str) -> None:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-        rates = alone.submit(offline, counts, tokens, adapter).result()
+    rates = in_a_process(offline, counts, tokens, adapter)
     adapters = {ADAPTER: Path(adapter)} if adapter else {}
     with served(adapters, max_model_len=CONTEXT_TOKENS) as base_url:
         model = ADAPTER if adapter else BASE_MODEL

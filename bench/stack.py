@@ -1,8 +1,11 @@
-"""The real server for a benchmark, on a bundled model: run_server.sh, an adapter, a client."""
+"""What benchmarks of the engine share: the real server, the engine alone, an adapter, a client."""
 
+import multiprocessing
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,12 @@ from self_lengthen.errors import RunError
 from self_lengthen.family import REPO_ROOT
 from self_lengthen.files import read_json
 from self_lengthen.owned import Owned
+from self_lengthen.serving.plan import CPU_SEQUENCES, GPU_SEQUENCES
 
 MODEL = REPO_ROOT / "demo" / "models" / "llama"
+CONTEXT_TOKENS = 4096
+ADAPTER = "adapter"
+RANK = 8  # of the adapter
 READY_S = 300.0
 
 
@@ -46,14 +53,38 @@ class AskingEndpoint(Endpoint):
         return await super()._ask(self._change(request))
 
 
+def offline_engine(adapter: str, *, cpu: bool, **changes: object) -> tuple[Any, Any]:
+    """vLLM's LLM of MODEL with our worker's settings but for `changes`; the adapter's LoRARequest.
+
+    `adapter`: its folder, or nothing; then there is no request either.
+    """
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+    from self_lengthen.serving.worker import cpu_settings, lora_limits
+
+    worker = Namespace(cpu=cpu, max_model_len=CONTEXT_TOKENS, max_lora_rank=RANK)
+    worker.adapter = [adapter] if adapter else []
+    settings = {**cpu_settings(worker), **lora_limits(worker), **changes}
+    sequences = CPU_SEQUENCES if cpu else GPU_SEQUENCES
+    llm = LLM(str(MODEL), max_model_len=CONTEXT_TOKENS, max_num_seqs=sequences, **settings)
+    return llm, LoRARequest(ADAPTER, 1, adapter) if adapter else None
+
+
+def in_a_process(measure: Callable[..., Any], *args: object) -> Any:
+    """What `measure` returns, from a process of its own: an engine is gone when it ends."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        return alone.submit(measure, *args).result()
+
+
 def make_adapter(folder: Path) -> Path:
-    """A LoRA adapter of rank 8 on all linear layers of MODEL, with small random weights."""
+    """A LoRA adapter on all linear layers of MODEL, with small random weights."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    config = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(MODEL), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

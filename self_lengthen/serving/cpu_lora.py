@@ -64,9 +64,11 @@ class GroupedLora(PunicaWrapperCPU):
 def rows_by_slot(slots: torch.Tensor) -> list[tuple[int, Rows]]:
     """(slot, its rows of the batch) for every slot in use; -1 is a row without an adapter."""
     found = slots.unique().tolist()
-    if len(found) == 1:
-        return [(slot, slice(None)) for slot in found if slot >= 0]
-    return [(slot, (slots == slot).nonzero()[:, 0]) for slot in found if slot >= 0]
+    return [
+        (slot, slice(None) if len(found) == 1 else (slots == slot).nonzero()[:, 0])
+        for slot in found
+        if slot >= 0
+    ]
 
 
 def add_products(

@@ -210,6 +210,7 @@ def cpu_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "dtype": cpu_dtype(Path("/proc/cpuinfo").read_text(encoding="utf-8")),
         "distributed_executor_backend": "uni",  # see plan.cpu_env
+        "worker_cls": "self_lengthen.serving.cpu_lora.GroupedLoraWorker",
         "enforce_eager": True,  # compiling takes longer than a small run saves
         # vllm 0.28.0 ends when a prompt is split over two steps and its request has a seed: it sets
         # the offset of the request's generator, which one of the CPU does not have.
@@ -230,7 +231,6 @@ def lora_limits(args: argparse.Namespace) -> dict[str, Any]:
     if not args.adapter:
         return {}  # LoRA slows the base model: off until there is an adapter
     return {
-        **({"worker_cls": "self_lengthen.serving.cpu_lora.GroupedLoraWorker"} if args.cpu else {}),
         "enable_lora": True,
         "max_loras": len(args.adapter),
         "max_lora_rank": args.max_lora_rank,
