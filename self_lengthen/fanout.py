@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from self_lengthen.endpoint import EndpointError, Reply, Sampling
 from self_lengthen.errors import RunError
@@ -30,6 +30,22 @@ TellLoad = Callable[[], Awaitable[Load | None]]
 log = logging.getLogger(__name__)
 
 
+class Places(Protocol):
+    """Places in the engines' batches for attempts ahead of their turn, see attempts.py."""
+
+    def take_place(self) -> bool: ...
+
+    def give_back_place(self) -> None: ...
+
+
+class NoPlaces:
+    def take_place(self) -> bool:
+        return False
+
+    def give_back_place(self) -> None:
+        raise AssertionError("none was taken")
+
+
 @dataclass
 class Tally:
     """What one unit cost and how its attempts went; also its way to the server."""
@@ -39,6 +55,7 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    places: Places = field(default_factory=NoPlaces)
 
     async def chat(
         self, model: str, user: str, sampling: Sampling, *, seed: int, opened_with: str = ""
@@ -108,6 +125,7 @@ class FanOut:
         units = range(total) if order is None else order
         self._pending = (unit for unit in units if not self._finished[unit])
         self._pullers: set[asyncio.Task] = set()
+        self._all_begun, self._ahead = False, 0
         self._idle: list[float] = []
         self._progress = Progress(name, total, self.counts.finished)
         self._failures_in_a_row = 0
@@ -133,6 +151,19 @@ class FanOut:
             self.counts.idle_share = round(sum(self._idle) / len(self._idle), 3)
         self._judge_failures()
         return self.counts
+
+    def take_place(self) -> bool:
+        """Whether one more request may be in flight; never while units wait to begin.
+
+        Nor where the number in flight does not follow the load, for then nobody knows.
+        """
+        in_flight = len(self._pullers) + self._ahead
+        free = self.adapts and self._all_begun and in_flight < self.target
+        self._ahead += free
+        return free
+
+    def give_back_place(self) -> None:
+        self._ahead -= 1
 
     def _start_pullers(self) -> None:
         for _ in range(self.target - len(self._pullers)):
@@ -165,6 +196,7 @@ class FanOut:
             if len(self._pullers) > self.target:
                 self._pullers.discard(asyncio.current_task())  # at once: others look as well
                 return
+        self._all_begun = True
 
     def _finish(self, unit: int, outcome: Outcome) -> None:
         self.journal.append(outcome.record(unit))

@@ -196,7 +196,11 @@ def ask_all(
         try:
             async with ask.endpoint as endpoint:
                 tell_load = endpoint.load if ask.tells_load else None
-                return await engine.run(lambda unit: work(Tally(endpoint), unit), tell_load)
+
+                def begin(unit: int) -> Awaitable[Outcome]:
+                    return work(Tally(endpoint, places=engine), unit)
+
+                return await engine.run(begin, tell_load)
         finally:
             journal.close()
 

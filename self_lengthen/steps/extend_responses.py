@@ -6,6 +6,7 @@ Reads iter_N/initial_responses; writes iter_N/extended_responses.
 from array import array
 from dataclasses import asdict
 
+from self_lengthen.attempts import Tried, first_accepted
 from self_lengthen.extension import MICRO_ROUNDS, call_seed, extend_once
 from self_lengthen.fanout import Outcome, Tally
 from self_lengthen.files import Lines, read_rows
@@ -39,8 +40,8 @@ def make(step: StepRun) -> None:
     async def extend(tally: Tally, unit: int) -> Outcome:
         initial = initials[order[unit // EXTENSIONS]]
         name = f"{initial['id']}-e{unit % EXTENSIONS}"
-        reason: str | None = None
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+
+        async def attempt(number: int) -> Tried:
             extension = await extend_once(
                 tally,
                 model,
@@ -48,31 +49,29 @@ def make(step: StepRun) -> None:
                 initial["instruction"],
                 initial["response"],
                 step.watched_sampling,
-                lambda call, attempt=attempt: call_seed(step.seed, name, attempt, call),
+                lambda call: call_seed(step.seed, name, number, call),
                 micro_rounds,
             )
-            reason = extension.reason
-            if reason is None:
-                tally.accepted += 1
-                row = {
-                    "id": name,
-                    "initial_id": initial["id"],
-                    "instruction_id": initial["instruction_id"],
-                    "instruction": initial["instruction"],
-                    "initial": initial["response"],
-                    "response": extension.text,
-                    "initial_words": initial["words"],
-                    "words": count_words(extension.text),
-                    "rounds": [asdict(round_) for round_ in extension.rounds],
-                    "family": step.family.name,
-                    "iteration": step.iteration,
-                    "model": model,
-                    "attempt": attempt,
-                    "seed": call_seed(step.seed, name, attempt),
-                }
-                return Outcome(name, row, None, tally)
-            tally.rejected[reason] += 1
-        return Outcome(name, None, reason, tally)
+            if extension.reason:
+                return None, extension.reason
+            return {
+                "id": name,
+                "initial_id": initial["id"],
+                "instruction_id": initial["instruction_id"],
+                "instruction": initial["instruction"],
+                "initial": initial["response"],
+                "response": extension.text,
+                "initial_words": initial["words"],
+                "words": count_words(extension.text),
+                "rounds": [asdict(round_) for round_ in extension.rounds],
+                "family": step.family.name,
+                "iteration": step.iteration,
+                "model": model,
+                "attempt": number,
+                "seed": call_seed(step.seed, name, number),
+            }, None
+
+        return Outcome(name, *await first_accepted(tally, attempt, MAX_ATTEMPTS), tally)
 
     counts, seconds = fan_out(step, len(longest_first), extend, longest_first)
     finish_fan_out(step, counts, seconds)

@@ -3,6 +3,7 @@
 Reads iter_N/instructions; writes iter_N/initial_responses, after drop_short.
 """
 
+from self_lengthen.attempts import Tried, first_accepted
 from self_lengthen.endpoint import ContextOverflowError
 from self_lengthen.extension import call_seed
 from self_lengthen.fanout import Outcome, Tally
@@ -27,33 +28,32 @@ def make(step: StepRun) -> None:
     async def answer(tally: Tally, unit: int) -> Outcome:
         asked = instructions[unit // RESPONSES]
         name = f"{asked['id']}-r{unit % RESPONSES}"
-        reason: str | None = None
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            seed = call_seed(step.seed, name, attempt)
-            try:
-                reply = await tally.chat(model, asked["instruction"], sampling, seed=seed)
-            except ContextOverflowError:
-                return Outcome(name, None, Reason.CONTEXT, tally)
+
+        async def attempt(number: int) -> Tried:
+            seed = call_seed(step.seed, name, number)
+            reply = await tally.chat(model, asked["instruction"], sampling, seed=seed)
             reason = check_response(step.family, reply.text, reply.finish_reason)
-            if reason is None:
-                tally.accepted += 1
-                response = reply.text.strip()
-                row = {
-                    "id": name,
-                    "instruction_id": asked["id"],
-                    "instruction": asked["instruction"],
-                    "response": response,
-                    "words": count_words(response),
-                    "family": step.family.name,
-                    "iteration": step.iteration,
-                    "model": model,
-                    "attempt": attempt,
-                    "seed": seed,
-                    "finish_reason": reply.finish_reason,
-                }
-                return Outcome(name, row, None, tally)
-            tally.rejected[reason] += 1
-        return Outcome(name, None, reason, tally)
+            if reason:
+                return None, reason
+            response = reply.text.strip()
+            return {
+                "id": name,
+                "instruction_id": asked["id"],
+                "instruction": asked["instruction"],
+                "response": response,
+                "words": count_words(response),
+                "family": step.family.name,
+                "iteration": step.iteration,
+                "model": model,
+                "attempt": number,
+                "seed": seed,
+                "finish_reason": reply.finish_reason,
+            }, None
+
+        try:
+            return Outcome(name, *await first_accepted(tally, attempt, MAX_ATTEMPTS), tally)
+        except ContextOverflowError:
+            return Outcome(name, None, Reason.CONTEXT, tally)
 
     counts, seconds = fan_out(step, RESPONSES * len(instructions), answer)
     finish_fan_out(step, counts, seconds, drop_shortest=True)
