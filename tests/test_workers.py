@@ -66,6 +66,51 @@ def test_only_workers_that_serve_the_model_are_asked(clock):
     assert run(send(workers, 3, "extender-iter1")) == {"a": 0, "b": 3}
 
 
+async def openings_by_worker(workers: Workers, requests: int) -> dict[str, set[str]]:
+    """Which drafts each worker saw, of 20 that are asked about in turn and do not end."""
+    drafts = [f"Lengthen this. {number:2000d}" for number in range(20)]
+    seen: dict[str, set[str]] = {}
+    for number in range(requests):
+        draft = drafts[number % len(drafts)]
+        worker = await workers.find("base", f"{draft} and the half of it that differs {number}")
+        worker.in_flight += 1
+        seen.setdefault(worker.address, set()).add(draft)
+    return seen
+
+
+def test_prompts_that_open_alike_go_to_one_worker_where_it_has_room(clock):
+    async def many(workers: Workers) -> list[set[str]]:
+        await send(workers, 4000)
+        return list((await openings_by_worker(workers, 200)).values())
+
+    seen = run(many(Workers(Controller(*(row(name) for name in "abcd")))))
+    assert sum(map(len, seen)) == 20
+
+
+def test_no_worker_has_an_eighth_more_to_do_for_the_sake_of_its_cache(clock):
+    async def all_alike(workers: Workers) -> list[int]:
+        for _ in range(400):
+            worker = await workers.find("base", "the same prompt")
+            worker.in_flight += 1
+        return sorted(worker.in_flight for worker in workers.all())
+
+    *others, most = run(all_alike(Workers(Controller(*(row(name) for name in "abcd")))))
+    assert max(others) - min(others) <= 1
+    assert min(others) < most <= 1.125 * min(others) + 1
+
+
+def test_a_worker_that_could_not_be_reached_loses_its_prompts_for_a_while(clock):
+    async def unreachable(workers: Workers) -> list[str]:
+        first = await workers.find("base", "a prompt")
+        workers.avoid(first)
+        second = await workers.find("base", "a prompt")
+        clock(module.AVOID_S)
+        return [first.address, second.address, (await workers.find("base", "a prompt")).address]
+
+    first, second, third = run(unreachable(Workers(Controller(row("a"), row("b")))))
+    assert first == third != second
+
+
 def test_a_finished_request_makes_room(clock):
     async def one_after_the_other(workers: Workers) -> set[str]:
         seen = set()

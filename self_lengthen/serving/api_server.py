@@ -112,9 +112,9 @@ async def list_workers() -> list[dict[str, Any]]:
     ]
 
 
-async def worker_for(model: str) -> Worker:
+async def worker_for(model: str, prompt: str) -> Worker:
     try:
-        return await app.state.workers.find(model)
+        return await app.state.workers.find(model, prompt)
     except NoWorkerError as error:
         if not error.models:
             raise RequestError(503, ErrorCode.CONTROLLER_NO_WORKER, "no worker is alive") from None
@@ -148,10 +148,12 @@ async def complete(
     """The request's n outputs for one source (messages or prompt)."""
     fields = request.model_dump(include={*SAMPLING_FIELDS, STOP_REPEAT, "model", "max_tokens"})
     payload = {**fields, **source}
+    prompt = source.get("prompt", "")
+    prompt += "".join(message.get("content", "") for message in source.get("messages", ()))
     seeds = [None if request.seed is None else request.seed + i for i in range(request.n or 1)]
 
     async def one(seed: int | None) -> dict[str, Any]:
-        output = await generate(await worker_for(request.model), {**payload, "seed": seed})
+        output = await generate(await worker_for(request.model, prompt), {**payload, "seed": seed})
         code = output["error_code"]
         if code:
             user_fault = code in (ErrorCode.CONTEXT_OVERFLOW, ErrorCode.PARAM_OUT_OF_RANGE)

@@ -1,10 +1,15 @@
 """Which worker gets a request: of those that serve its model, the one with the least to do.
 
+But for prompts that open alike: they go to the same worker as long as it has little more to do than
+that one, for its prefix cache holds what they open with. Both stages of a micro-round show the same
+first half of a draft; so do all attempts at a draft, and both extensions of it.
+
 The API server asks the controller for the list of workers about once a second, not once a request;
 what each has to do it counts itself. A list that cannot be renewed is used as it is.
 """
 
 import asyncio
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +18,8 @@ from typing import Any
 
 RENEW_S = 1.0  # age of the list at which it is renewed
 AVOID_S = 10.0  # a worker that could not be reached; the controller forgets it after 20
+OPENING_CHARS = 2048  # the family's prompt, the instruction, the draft's first lines
+LEANING = 1.125  # so many times the least load a worker may have that knows the opening
 
 
 class NoWorkerError(Exception):
@@ -44,7 +51,7 @@ class Workers:
     _renewed_s: float = float("-inf")
     _renewal: asyncio.Task | None = None
 
-    async def find(self, model: str) -> Worker:
+    async def find(self, model: str, prompt: str = "") -> Worker:
         """Raises NoWorkerError; whatever `list_workers` raises when there never was a list."""
         if not self._serving(model):
             await asyncio.shield(self._renew())  # others wait for it too
@@ -54,7 +61,10 @@ class Workers:
         if not serving:
             raise NoWorkerError({name for worker in self.all() for name in worker.models})
         now_s = monotonic()
-        return min(serving, key=lambda worker: worker.busy(now_s))
+        least = min(serving, key=lambda worker: worker.busy(now_s))
+        knows = serving[zlib.crc32(prompt[:OPENING_CHARS].encode()) % len(serving)]
+        avoided, load = least.busy(now_s)
+        return knows if prompt and knows.busy(now_s) <= (avoided, LEANING * load) else least
 
     def all(self) -> list[Worker]:
         return list(self._known.values())
