@@ -3,7 +3,7 @@
 Steps, journals, nodes and guards are real; server and trainer are stand-ins whose data follow from
 the seeds alone (stand_in.py). So the end of a run that was killed again and again can be compared,
 byte for byte, with that of a run that nobody disturbed. `bash test.sh chaos` runs all of it, and a
-few kills of the real stack (test_chaos_real.py); two kills are in every `bash test.sh fast`.
+few kills of the real stack (test_chaos_real.py); two kills are in every `bash test.sh`.
 """
 
 import json
