@@ -17,7 +17,7 @@ import pytest
 from self_lengthen.owned import Owned
 
 GRACE_S = 0.3
-DEADLINE_S = 20  # of every wait: generous, the machine may be busy
+DEADLINE_S = 60  # of every wait: generous, the machine may be busy
 LASTS_S = 120  # a process that nobody ends is gone after the tests
 
 # Each process of the tree leaves its number in $1 and has a `sleep` of its own, which ignores what
