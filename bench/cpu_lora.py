@@ -6,7 +6,6 @@ The bundled model in offline LLM.generate: replies of 300 tokens to short prompt
 to prompts of 600, as drafts are. Seconds, and times those without an adapter. Prints Markdown.
 """
 
-import os
 import random
 import tempfile
 import time
@@ -16,7 +15,6 @@ from stack import in_a_process, make_adapter, offline_engine
 
 from self_lengthen.cli import Parser, at_least
 from self_lengthen.errors import main_exit
-from self_lengthen.serving.plan import cpu_env
 
 WORKLOADS = {"writing": (30, 300), "reading": (600, 1)}  # tokens of a prompt, of its reply
 WARM_UP = (30, 20)
@@ -47,14 +45,12 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--at_once", type=at_least(1), default=32)
     args = parser.parse_args()
-    os.environ.update(cpu_env())
-    os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
     print("| LoRA |", " | ".join(f"{name}, s | times none" for name in WORKLOADS), "|")
     print("|---|" + "---:|---:|" * len(WORKLOADS))
     with tempfile.TemporaryDirectory() as folder:
         adapter, none = str(make_adapter(Path(folder))), []
         for way in ("none", "vLLM", "ours"):
-            spent = in_a_process(seconds, way, args.at_once, adapter)
+            spent = in_a_process(seconds, way, args.at_once, adapter, cpu=True)
             none = none or spent
             cells = [f"{s:.1f} | {s / first:.2f}" for s, first in zip(spent, none, strict=True)]
             print("|", " | ".join([way, *cells]), "|", flush=True)

@@ -9,7 +9,6 @@ CPU, or on one GPU where there is one. Prints Markdown.
 """
 
 import asyncio
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -33,7 +32,6 @@ from self_lengthen.errors import main_exit
 from self_lengthen.family import NgramRule
 from self_lengthen.files import read_rows
 from self_lengthen.runfolder import BASE_MODEL
-from self_lengthen.serving.plan import cpu_env
 
 SAMPLING = Sampling()
 NEVER_BROKEN = (NgramRule("word", CONTEXT_TOKENS),)
@@ -44,11 +42,11 @@ def prompts(count: int) -> list[str]:
     return [seeds[number % len(seeds)] for number in range(count)]
 
 
-def offline(counts: list[int], tokens: int, adapter: str) -> dict[int, float]:
+def offline(counts: list[int], tokens: int, adapter: str, cpu: bool) -> dict[int, float]:
     """Tokens a second of the engine alone, by the number of prompts at once."""
     from vllm import SamplingParams
 
-    llm, request = offline_engine(adapter, cpu=not visible_gpus())
+    llm, request = offline_engine(adapter, cpu=cpu)
     rates = {}
     for count in [counts[0], *counts]:  # the first is to warm up
         sampling = [
@@ -92,7 +90,8 @@ async def online(
 
 
 def compare(name: str, counts: list[int], tokens: int, adapter: str) -> None:
-    rates = in_a_process(offline, counts, tokens, adapter)
+    cpu = not visible_gpus()
+    rates = in_a_process(offline, counts, tokens, adapter, cpu, cpu=cpu)
     adapters = {ADAPTER: Path(adapter)} if adapter else {}
     with served(adapters, max_model_len=CONTEXT_TOKENS) as base_url:
         model = ADAPTER if adapter else BASE_MODEL
@@ -114,8 +113,6 @@ def main() -> None:
     parser.add_argument("--at_once", type=numbers, default=[64, 256, 512])
     parser.add_argument("--tokens", type=at_least(1), default=128, help="of every reply")
     args = parser.parse_args()
-    os.environ.update({} if visible_gpus() else cpu_env())
-    os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
     print("| model | at once | offline, tok/s | stack, tok/s | ratio | watched, tok/s | ratio |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:

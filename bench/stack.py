@@ -1,6 +1,7 @@
 """What benchmarks of the engine share: the real server, the engine alone, an adapter, a client."""
 
 import multiprocessing
+import os
 import tempfile
 import time
 from argparse import Namespace
@@ -15,7 +16,7 @@ from self_lengthen.errors import RunError
 from self_lengthen.family import REPO_ROOT
 from self_lengthen.files import read_json
 from self_lengthen.owned import Owned
-from self_lengthen.serving.plan import CPU_SEQUENCES, GPU_SEQUENCES
+from self_lengthen.serving.plan import CPU_SEQUENCES, GPU_SEQUENCES, cpu_env
 
 MODEL = REPO_ROOT / "demo" / "models" / "llama"
 CONTEXT_TOKENS = 4096
@@ -71,8 +72,9 @@ def offline_engine(adapter: str, *, cpu: bool, **changes: object) -> tuple[Any, 
     return llm, LoRARequest(ADAPTER, 1, adapter) if adapter else None
 
 
-def in_a_process(measure: Callable[..., Any], *args: object) -> Any:
-    """What `measure` returns, from a process of its own: an engine is gone when it ends."""
+def in_a_process(measure: Callable[..., Any], *args: object, cpu: bool) -> Any:
+    """What `measure` returns, from a process for one engine, which is gone when that ends."""
+    os.environ.update({"VLLM_LOGGING_LEVEL": "WARNING", **(cpu_env() if cpu else {})})
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
         return alone.submit(measure, *args).result()
 

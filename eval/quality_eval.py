@@ -28,6 +28,7 @@ from self_lengthen.asking import (  # noqa: E402
     sampling_of,
     sampling_options,
 )
+from self_lengthen.attempts import Tried, first_accepted  # noqa: E402
 from self_lengthen.benchmark import Answer, answer_of, checked, read_rows  # noqa: E402
 from self_lengthen.cli import Parser, at_least, share  # noqa: E402
 from self_lengthen.endpoint import ContextOverflowError  # noqa: E402
@@ -70,21 +71,21 @@ def judge_of(
     sampling = sampling_of(args)
 
     async def judge(tally: Tally, unit: int) -> Outcome:
-        name, fault = f"row-{unit + 1}", None
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            seed = call_seed(args.seed, name, attempt)
-            try:
-                reply = await tally.chat(args.model, prompts[unit], sampling, seed=seed)
-            except ContextOverflowError:
-                return Outcome(name, None, Reason.CONTEXT, tally)
+        name = f"row-{unit + 1}"
+
+        async def attempt(number: int) -> Tried:
+            seed = call_seed(args.seed, name, number)
+            reply = await tally.chat(args.model, prompts[unit], sampling, seed=seed)
             read = read_judgement(rubric, reply.text, reply.finish_reason)
-            if not isinstance(read, Fault):
-                tally.accepted += 1
-                row = {"row": unit + 1, "scores": read.scores, "analysis": read.analysis}
-                return Outcome(name, {**row, "attempt": attempt, "seed": seed}, None, tally)
-            fault = read
-            tally.rejected[fault] += 1
-        return Outcome(name, None, fault, tally)
+            if isinstance(read, Fault):
+                return None, read
+            row = {"row": unit + 1, "scores": read.scores, "analysis": read.analysis}
+            return {**row, "attempt": number, "seed": seed}, None
+
+        try:
+            return Outcome(name, *await first_accepted(tally, attempt, MAX_ATTEMPTS), tally)
+        except ContextOverflowError:
+            return Outcome(name, None, Reason.CONTEXT, tally)
 
     return judge
 

@@ -125,7 +125,7 @@ class FanOut:
         units = range(total) if order is None else order
         self._pending = (unit for unit in units if not self._finished[unit])
         self._pullers: set[asyncio.Task] = set()
-        self._all_begun, self._ahead = False, 0
+        self._ahead = 0
         self._idle: list[float] = []
         self._progress = Progress(name, total, self.counts.finished)
         self._failures_in_a_row = 0
@@ -153,12 +153,10 @@ class FanOut:
         return self.counts
 
     def take_place(self) -> bool:
-        """Whether one more request may be in flight; never while units wait to begin.
-
-        Nor where the number in flight does not follow the load, for then nobody knows.
-        """
+        """Whether one more may be in flight: never while units wait, for pullers fill the target;
+        nor where the number in flight does not follow the load, for then nobody knows."""
         in_flight = len(self._pullers) + self._ahead
-        free = self.adapts and self._all_begun and in_flight < self.target
+        free = self.adapts and in_flight < self.target
         self._ahead += free
         return free
 
@@ -196,7 +194,6 @@ class FanOut:
             if len(self._pullers) > self.target:
                 self._pullers.discard(asyncio.current_task())  # at once: others look as well
                 return
-        self._all_begun = True
 
     def _finish(self, unit: int, outcome: Outcome) -> None:
         self.journal.append(outcome.record(unit))

@@ -16,8 +16,10 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from self_lengthen.attempts import Tried, first_accepted
 from self_lengthen.cli import Parser, at_least
 from self_lengthen.constraints import (
     TYPES,
@@ -76,17 +78,11 @@ class Rewriter:
         task = self._task(name, row)
         if isinstance(task, Reason):
             return Outcome(name, None, task, tally)
-        reason: Reason | None = None
-        for attempt in range(1, self.attempts + 1):
-            try:
-                query, reason = await self._attempt(tally, task, attempt)
-            except ContextOverflowError:
-                return Outcome(name, None, Reason.CONTEXT, tally)
-            if reason is None:
-                tally.accepted += 1
-                return Outcome(name, self._row(task, query, attempt), None, tally)
-            tally.rejected[reason] += 1
-        return Outcome(name, None, reason, tally)
+        attempt = partial(self._attempt, tally, task)
+        try:
+            return Outcome(name, *await first_accepted(tally, attempt, self.attempts), tally)
+        except ContextOverflowError:
+            return Outcome(name, None, Reason.CONTEXT, tally)
 
     def _task(self, name: str, row: Row) -> Task | Reason:
         """The demand for a row, or why it gets none."""
@@ -103,7 +99,7 @@ class Rewriter:
         demand = constraint.say(language, spelled=spelled)
         return Task(name, row, language, words, constraint, demand)
 
-    async def _attempt(self, tally: Tally, task: Task, attempt: int) -> tuple[str, Reason | None]:
+    async def _attempt(self, tally: Tally, task: Task, attempt: int) -> Tried:
         before, _, rest = self.prompts[task.language].partition("{constraint}")
         between, _, after = rest.partition("{instruction}")
         prompt = before + task.demand + between + task.row["query"] + after
@@ -111,7 +107,8 @@ class Rewriter:
         reply = await tally.chat(self.model, prompt, self.sampling, seed=seed)
         query, asked = tidy(reply.text), task.row["query"]
         checked = task.constraint, task.language, reply.finish_reason
-        return query, check_rewriting(asked, query, *checked)
+        reason = check_rewriting(asked, query, *checked)
+        return (None, reason) if reason else (self._row(task, query, attempt), None)
 
     def _row(self, task: Task, query: str, attempt: int) -> Row:
         return {

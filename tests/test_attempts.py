@@ -20,11 +20,11 @@ from test_steps import (  # noqa: F401
 from self_lengthen import fanout
 from self_lengthen.attempts import Tried, first_accepted
 from self_lengthen.endpoint import EndpointError
-from self_lengthen.fanout import Counts, FanOut, Outcome, Tally
-from self_lengthen.files import Journal
+from self_lengthen.fanout import Outcome, Tally
 from self_lengthen.pace import Load
-from self_lengthen.runfolder import INITIAL, INSTRUCTIONS
+from self_lengthen.runfolder import INITIAL, INSTRUCTIONS, StepFolder
 from self_lengthen.steps import extend_responses, initial_responses
+from self_lengthen.steps.common import Asking, ask_all
 
 MOST = 20
 ACCEPTED, FAILED = "accepted", "failed"  # what becomes of an attempt; all else is a reason
@@ -34,17 +34,15 @@ DURATIONS = st.lists(st.integers(1, 9), min_size=MOST, max_size=MOST)
 
 @dataclass
 class Places:
-    """So many places; how many are taken, and the most that ever were."""
+    """So many places; how many are taken."""
 
     free: int
     taken: int = 0
-    most: int = 0
 
     def take_place(self) -> bool:
         if self.taken == self.free:
             return False
         self.taken += 1
-        self.most = max(self.most, self.taken)
         return True
 
     def give_back_place(self) -> None:
@@ -147,7 +145,7 @@ class TestFirstAccepted:
 
 
 class TestPlacesOfAFanOut:
-    """16 units of which one is stubborn; engines with 10 places, of which 1 is for the queue."""
+    """16 units of which one is stubborn; as many in flight as the engines hold, and one more."""
 
     UNITS = 16
 
@@ -157,32 +155,28 @@ class TestPlacesOfAFanOut:
 
     def run(self, tmp_path, *, concurrency: int, capacity: int) -> tuple[int, bool]:
         """The most attempts of the stubborn unit at once; whether one was ahead too early."""
-        stubborn = Unit(["ending"] * MOST, [400] * MOST)
+        # Rejected twice before the last units begin; its third attempt ends after they have ended.
+        stubborn = Unit(["ending"] * MOST, [400, 400, *[3000] * (MOST - 2)])
         begun, early = [0], [False]
 
         async def load() -> Load:
             return Load(1, capacity, capacity, 1, 0.0)
 
-        async def main() -> Counts:
-            journal = Journal(tmp_path / "journal.jsonl")
-            engine = FanOut("test", self.UNITS, journal, concurrency=concurrency)
+        async def work(tally: Tally, unit: int) -> Outcome:
+            begun[0] += 1
+            if unit:
+                for _ in range(1000):
+                    await asyncio.sleep(0)
+                    early[0] |= stubborn.running > 1 and begun[0] < self.UNITS
+                return Outcome(f"q{unit}", {}, None, tally)
+            return Outcome("q0", *await first_accepted(tally, stubborn.attempt, MOST), tally)
 
-            async def work(unit: int) -> Outcome:
-                begun[0] += 1
-                tally = Tally(FakeChat([]), places=engine)
-                if unit:
-                    for _ in range(1000):
-                        await asyncio.sleep(0)
-                        early[0] |= stubborn.running > 1 and begun[0] < self.UNITS
-                    return Outcome(f"q{unit}", {}, None, tally)
-                return Outcome("q0", *await first_accepted(tally, stubborn.attempt, MOST), tally)
-
-            try:
-                return await engine.run(work, load)
-            finally:
-                journal.close()
-
-        assert asyncio.run(main()).finished == self.UNITS
+        chat = FakeChat([])
+        chat.load = load
+        counts, _ = ask_all(
+            Asking("test", StepFolder(tmp_path), chat, concurrency), self.UNITS, work
+        )
+        assert counts.finished == self.UNITS
         return stubborn.most_at_once, early[0]
 
     def test_a_stubborn_unit_gets_the_places_that_no_unit_is_left_to_take(self, tmp_path):

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ import pytest
 from self_lengthen.files import read_json, read_rows
 from tests.real import Script
 
-SIZES = ("--instruct_count=12", "--max_iter=1", "--finish_ratio=1", "--concurrency=4")
-OPTIONS = ("--demo", *SIZES, "--rendezvous_timeout_s=120")  # rank 0 may be killed before it opens
+OPTIONS = (
+    *("--demo", "--instruct_count=12", "--max_iter=1", "--finish_ratio=1", "--concurrency=4"),
+    "--rendezvous_timeout_s=60",  # rank 0 may be killed before it opens
+)
 RUN_S, STOP_S = 600, 120  # a busy machine
 STEPS = ("instructions", "initial_responses", "extended_responses", "filtered", "sft")
 KILLS = 4  # of each seed, at most: a run that goes on may need no server any more
@@ -72,23 +75,24 @@ class Run:
         None where none of this one came before the run ended.
         """
         kind, after_s = rng.choice(KINDS), rng.uniform(0.0, 0.4) * whole_s
-        deadline, seen = time.monotonic() + RUN_S, False
-        while time.monotonic() < deadline and not self.ended():
-            kinds = self.by_kind()
-            if kind in kinds and not seen:
-                deadline, seen = time.monotonic() + after_s, True
-            elif seen and kind not in kinds:
-                kind = rng.choice(sorted(kinds)) if kinds else kind
-                break
-            time.sleep(0.02)
-        found = self.by_kind().get(kind)
-        if not found:
+        self._look_until(lambda: kind in self.by_kind(), RUN_S)
+        self._look_until(lambda: kind not in self.by_kind(), after_s)
+        kinds = self.by_kind()
+        if not kinds:
             return None
+        if kind not in kinds:
+            kind = rng.choice(sorted(kinds))
         try:
-            os.kill(rng.choice(found), signal.SIGKILL)
+            os.kill(rng.choice(kinds[kind]), signal.SIGKILL)
         except ProcessLookupError:
             return None
         return kind
+
+    def _look_until(self, happens: Callable[[], bool], timeout_s: float) -> None:
+        """Or until the run has ended, or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and not self.ended() and not happens():
+            time.sleep(0.02)
 
     def by_kind(self) -> dict[str, list[int]]:
         kinds: dict[str, list[int]] = {}
