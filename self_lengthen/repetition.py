@@ -8,7 +8,7 @@ Pure and exact: windows are found by a hash and then compared unit by unit.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from itertools import accumulate
 
@@ -62,10 +62,19 @@ def _repeats(rule: NgramRule, text: str) -> bool:
         return False
     hashes = _window_hashes(_span_hashes(codes, starts, ends), rule.n)
     ascending = np.sort(hashes)
-    if not (ascending[1:] == ascending[:-1]).any():
+    twice = np.flatnonzero(ascending[1:] == ascending[:-1])
+    if not len(twice):
         return False
-    last = rule.n - 1
-    return _same_windows(hashes, lambda at: units_of(text[starts[at] : ends[at + last]]))
+
+    def window(at: int) -> str | list[str]:
+        return units_of(text[starts[at] : ends[at + rule.n - 1]])
+
+    first, second = np.flatnonzero(hashes == ascending[twice[0]])[:2]
+    if window(first) == window(second):
+        return True
+    # Different windows with one hash, against all odds: every window is looked at.
+    windows = {tuple(window(start)) for start in range(len(hashes))}
+    return len(windows) < len(hashes)
 
 
 def _span_hashes(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -95,17 +104,6 @@ def _window_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
     halves = _window_hashes(hashes, half)
     doubled = halves[: len(halves) - half] * np.uint64(pow(MULTIPLIER, half, 2**64)) + halves[half:]
     return doubled if n % 2 == 0 else doubled[:-1] * np.uint64(MULTIPLIER) + hashes[n - 1 :]
-
-
-def _same_windows(hashes: np.ndarray, window: Callable[[int], str | list[str]]) -> bool:
-    """Whether two windows whose hashes agree are the same one."""
-    order = np.argsort(hashes, kind="stable")
-    alike = np.flatnonzero(np.diff(hashes[order]) == 0)
-    if any(window(order[at]) == window(order[at + 1]) for at in alike):
-        return True
-    # Different windows with one hash, against all odds: one may stand between two that are equal.
-    windows = {tuple(window(start)) for start in range(len(hashes))}
-    return len(windows) < len(hashes)
 
 
 # {unit: (splitter, all of a piece that no later piece can change, what keeps joined units apart)}

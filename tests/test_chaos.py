@@ -9,6 +9,7 @@ few kills of the real stack (test_chaos_real.py); two kills are in every `bash t
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -20,13 +21,14 @@ from pathlib import Path
 import pytest
 
 from self_lengthen.files import read_json, read_rows
-from tests.real import Script
+from tests.real import Script, wait_for
 
 OPTIONS = (
     *("--demo", "--instruct_count=12", "--max_iter=1", "--finish_ratio=1", "--concurrency=4"),
     "--rendezvous_timeout_s=60",  # rank 0 may be killed before it opens
 )
 RUN_S, STOP_S = 600, 120  # a busy machine
+LOST_S = 60  # promise 7
 STEPS = ("instructions", "initial_responses", "extended_responses", "filtered", "sft")
 KILLS = 4  # of each seed, at most: a run that goes on may need no server any more
 KINDS = ("run", "server", "step", "train", "guard")
@@ -214,6 +216,25 @@ def test_promise_1_a_killed_run_ends_as_one_that_nobody_disturbed(
     check(run, reference)
     report(killed, nodes)
     assert killed.total() > 0
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("during", ["server", "step", "train"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_promise_7_a_rank_killed_at_any_time_ends_the_other_and_both_can_go_on(
+    tmp_path, reference, decoy, rank, during
+):
+    run = Run(tmp_path, nodes=2)
+    run.start()
+    wait_for(lambda: during in run.by_kind(), RUN_S, f"the first process of kind {during}")
+    killed, other = run.scripts[rank], run.scripts[1 - rank]
+    killed.process.send_signal(signal.SIGKILL)
+    assert other.wait(LOST_S) == 1, run.said()
+    assert re.search(rf"^run\.sh: rank {rank} is lost \(", other.text(), re.MULTILINE), run.said()
+    assert all(script.gone(STOP_S) for script in run.scripts), run.processes()
+    run.start()
+    assert run.wait(RUN_S) == [0, 0], run.said()
+    check(run, reference)
 
 
 @pytest.mark.chaos
