@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,32 @@ settings.load_profile("unhurried")
 def nothing_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test loses power; on a busy disk each sync costs some milliseconds."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+DECOY_WORDS = (
+    *("fastchat.serve.controller", "vllm", "from", "self_lengthen.serving.worker", "torchrun"),
+    *("step0_self_instruct.py", "step1_gen_initial_responses.py", "step2_extend_responses.py"),
+    *("step3_filter_responses.py", "step4_make_sft_data.py", "llamafactory-cli", "run.sh"),
+    *("tests.stand_in", "guard.py", "train"),
+)
+
+
+@pytest.fixture(scope="session")
+def decoy() -> Iterator[subprocess.Popen]:
+    """Somebody else's process that looks like all of ours."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()", *DECOY_WORDS], stdin=subprocess.PIPE
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(autouse=True)
+def the_decoy_lives_on(decoy: subprocess.Popen) -> Iterator[None]:
+    """Promise 8, in every test: nobody is stopped for the words on a command line."""
+    yield
+    assert decoy.poll() is None, "a process that is not ours was stopped"
 
 
 @pytest.fixture

@@ -136,27 +136,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
-@pytest.fixture
-def decoy():
-    """Somebody else's process with all our words on its command line."""
-    words = [
-        "fastchat",
-        "vllm",
-        "from",
-        "tests.stand_in",
-        "run",
-        "step0_self_instruct.py",
-        "guard.py",
-        "train",
-    ]
-    log = Path(os.devnull)
-    script = Script("-c", "sleep 600; :", *words, log=log)
-    yield script
-    assert script.process.poll() is None, "the decoy was signalled"
-    os.killpg(script.process.pid, signal.SIGKILL)
-    script.process.wait()
-
-
 def disturb(run: Run, seed: int, kills: int, whole_s: float) -> Counter[str]:
     """Kill, see that all ends, start again; so many times. What was killed how often."""
     rng = random.Random(seed)
@@ -208,9 +187,7 @@ def report(killed: Counter[str], nodes: int) -> None:
 
 @pytest.mark.real  # its processes are, if not its models; too slow for the fast tests
 @pytest.mark.parametrize(("nodes", "seed"), [(1, 1000), (2, 1001)])
-def test_promise_1_a_killed_run_ends_as_one_that_nobody_disturbed(
-    tmp_path, reference, decoy, nodes, seed
-):
+def test_promise_1_a_killed_run_ends_as_one_that_nobody_disturbed(tmp_path, reference, nodes, seed):
     run = Run(tmp_path, nodes)
     killed = disturb(run, seed, 1, reference.took_s)
     check(run, reference)
@@ -222,7 +199,7 @@ def test_promise_1_a_killed_run_ends_as_one_that_nobody_disturbed(
 @pytest.mark.parametrize("during", ["server", "step", "train"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_promise_7_a_rank_killed_at_any_time_ends_the_other_and_both_can_go_on(
-    tmp_path, reference, decoy, rank, during
+    tmp_path, reference, rank, during
 ):
     run = Run(tmp_path, nodes=2)
     run.start()
@@ -238,7 +215,7 @@ def test_promise_7_a_rank_killed_at_any_time_ends_the_other_and_both_can_go_on(
 
 
 @pytest.mark.chaos
-def test_promise_1_thirty_kills_and_more_lose_nothing(tmp_path, reference, decoy):
+def test_promise_1_thirty_kills_and_more_lose_nothing(tmp_path, reference):
     total: Counter[str] = Counter()
     for nodes, seeds in ((1, SEEDS_ALONE), (2, SEEDS_OF_TWO)):
         for seed in seeds:

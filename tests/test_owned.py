@@ -170,24 +170,9 @@ class TestTheWholeTreeIsGone:
 
 
 class TestOnlyOurs:
-    DECOY_WORDS = (
-        *("fastchat.serve.controller", "vllm", "from", "self_lengthen.serving.worker", "torchrun"),
-        *("step0_self_instruct.py", "step1_gen_initial_responses.py", "step2_extend_responses.py"),
-        *("step3_filter_responses.py", "step4_make_sft_data.py", "llamafactory-cli", "run.sh"),
-    )
-
-    @pytest.fixture
-    def decoy(self) -> Iterator[subprocess.Popen]:
-        """Somebody else's process that looks like all of ours."""
-        command = [sys.executable, "-c", f"import time; time.sleep({LASTS_S})", *self.DECOY_WORDS]
-        process = subprocess.Popen(command)
-        yield process
-        process.kill()
-        process.wait()
-
     def test_a_decoy_with_the_same_words_survives(self, tmp_path, decoy):
         pids = tmp_path / "pids"
-        with Owned("tree", [*tree_command(pids), *self.DECOY_WORDS], None, grace_s=GRACE_S):
+        with Owned("tree", [*tree_command(pids), *decoy.args[3:]], None, grace_s=GRACE_S):
             ours = tree(pids)
         assert not any(map(alive, ours))
         assert decoy.poll() is None

@@ -60,6 +60,9 @@ PROMISES = {
             "test_promise_7_a_killed_rank_is_noticed_and_named",
             "test_promise_7_the_failure_of_one_ends_all_with_its_rank_and_line",
         ],
+        "test_chaos": [
+            "test_promise_7_a_rank_killed_at_any_time_ends_the_other_and_both_can_go_on"
+        ],
         "test_nodes": [
             "test_promise_7_rank_1_killed_in_a_step_ends_rank_0_and_nothing_accepted_is_lost",
             "test_promise_7_two_nodes_complete_a_macro_iteration_though_rank_0_is_killed_in_training",
