@@ -57,7 +57,7 @@ stop_server
 
 bash run_sft.sh --base_model="$model" --output="$run/sft" \
   --data="$run/data/length_control/data.jsonl" \
-  --finetuning=full --learning_rate=1e-3 --epochs=7 --cutoff_len=4096 --global_batch=4 --device_batch=4
+  --finetuning=full --learning_rate=1e-3 --epochs=12 --cutoff_len=4096 --global_batch=4 --device_batch=4
 
 serve "$run/sft/model"
 answer_held_out after
