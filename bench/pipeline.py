@@ -97,8 +97,9 @@ def main() -> None:
     print("| early stop | in flight | accepted texts | their words | attempts rejected", end="")
     print(" | tokens a word | ratio | words/s | ratio | engine idle, step 1 and 2 |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---|")
-    server = nullcontext("") if args.virtual else served({})
-    with server as base_url, tempfile.TemporaryDirectory() as folder:
+    server = nullcontext() if args.virtual else served({})
+    with server as running, tempfile.TemporaryDirectory() as folder:
+        base_url = running.base_url if running else ""
         first = None
         for early_stop, in_flight in CONFIGURATIONS:
             path = Path(folder) / f"{early_stop}-{in_flight}"

@@ -8,8 +8,11 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from self_lengthen.endpoint import Endpoint, Reply
 from self_lengthen.errors import RunError
@@ -25,9 +28,29 @@ RANK = 8  # of the adapter
 READY_S = 300.0
 
 
+KINDS = {"self_lengthen.serving.worker": "worker", "self_lengthen.serving.api_server": "API server"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server of MODEL."""
+
+    base_url: str
+    pid: int
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """User and system time so far, by kind of its processes, those of the engine included."""
+        spent = dict.fromkeys([*KINDS.values(), "others"], 0.0)
+        for process in psutil.Process(self.pid).children(recursive=True):
+            words, times = process.cmdline(), process.cpu_times()
+            kind = next((KINDS[word] for word in words if word in KINDS), "others")
+            spent[kind] += times.user + times.system
+        return spent
+
+
 @contextmanager
-def served(adapters: dict[str, Path], **options: object) -> Iterator[str]:
-    """The base URL of a server of MODEL and `adapters`, stopped at the end of the block."""
+def served(adapters: dict[str, Path], **options: object) -> Iterator[Served]:
+    """A server of MODEL and `adapters`, stopped at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
         ready, log = Path(folder) / "ready.json", Path(folder) / "server.log"
         command = ["bash", str(REPO_ROOT / "run_server.sh"), f"--base_model={MODEL}"]
@@ -40,7 +63,7 @@ def served(adapters: dict[str, Path], **options: object) -> Iterator[str]:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise RunError(f"the server is not ready:\n{server.log_tail()}")
                 time.sleep(0.5)
-            yield read_json(ready)["base_url"]
+            yield Served(read_json(ready)["base_url"], server.pid)
 
 
 class AskingEndpoint(Endpoint):

@@ -56,6 +56,13 @@ def run_bare(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 class TestBarePython:
+    def test_a_reader_that_has_seen_enough_ends_it_without_a_word(self, tmp_path):
+        command = [sys.executable, "-I", "-S", str(SCRIPT), str(written(tmp_path, [ZH, EN]))]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b""
+
     def test_it_scores_a_file_with_nothing_but_python(self, tmp_path):
         done = run_bare(str(written(tmp_path, [ZH, EN])))
         assert done.returncode == 0, done.stderr

@@ -67,7 +67,7 @@ class LoraWorker(BaseModelWorker):
         self.engine, self.load = engine, load
         self.tokenizer = engine.get_tokenizer()
         self.context_len = engine.model_config.max_model_len
-        self.running = 0
+        self.running = self.answered = 0  # requests
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy between our own processes
         self._session.headers.update(key_headers(read_key(args.api_key_file)))
@@ -125,6 +125,7 @@ class LoraWorker(BaseModelWorker):
         prompt = {"prompt_token_ids": token_ids}
         generating = self.engine.generate(prompt, sampling, request_id, lora_request=adapter)
         written = await read_reply(generating, text_watch(params))
+        self.answered += 1
         usage = {"prompt_tokens": len(token_ids), "completion_tokens": written.tokens}
         return {
             "text": written.text,
@@ -270,6 +271,7 @@ async def serve(args: argparse.Namespace) -> None:
     try:
         await serving
     finally:
+        print(f"answered {worker.answered} requests", flush=True)
         engine.shutdown()
 
 
