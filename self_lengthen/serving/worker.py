@@ -112,6 +112,9 @@ class LoraWorker(BaseModelWorker):
         answer.raise_for_status()
         return answer.json()
 
+    def say_answered(self) -> None:
+        print(f"answered {self.answered} requests", flush=True)
+
     async def generate(self, params: dict[str, Any]) -> dict[str, Any]:
         """One final output. Errors come as FastChat has them: error_code and text."""
         token_ids = self._token_ids(params)
@@ -256,6 +259,7 @@ async def serve(args: argparse.Namespace) -> None:
     )
     worker = LoraWorker(args, engine, load)
     app = make_app(worker)
+    app.router.on_shutdown.append(worker.say_answered)  # uvicorn ends the process by the signal
     if key := read_key(args.api_key_file):
         app.add_middleware(KeyRequired, key=key)
     config = uvicorn.Config(
@@ -271,7 +275,6 @@ async def serve(args: argparse.Namespace) -> None:
     try:
         await serving
     finally:
-        print(f"answered {worker.answered} requests", flush=True)
         engine.shutdown()
 
 
