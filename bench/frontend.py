@@ -11,7 +11,6 @@ request: 1000 divided by it is what one such process can do on a core of its own
 import asyncio
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -22,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import uvloop
 from simulated import HOST, json_server
+from stack import cpu_seconds
 
 from self_lengthen.cli import Parser, at_least
 from self_lengthen.endpoint import Endpoint, Sampling
@@ -35,7 +36,6 @@ from self_lengthen.training.launch import free_port
 READY_S = 60.0
 DELAY_S = 0.05  # of a simulated worker: about one step of prefill
 SAMPLING = Sampling(max_tokens=1)
-TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 COLUMNS = ("client", "API server", "controller", "workers")
 
 
@@ -46,11 +46,12 @@ class Front:
     urls: list[str]  # of the API servers
     processes: dict[str, list[int]]  # column -> process ids
 
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+    def cpu_seconds(self) -> dict[str, float]:
+        """So far, by column."""
+        return {
+            name: sum(cpu_seconds(psutil.Process(pid)) for pid in pids)
+            for name, pids in self.processes.items()
+        }
 
 
 def child_of(guard: int) -> int:
@@ -146,13 +147,10 @@ def through_all(workers: int, api_servers: int, in_flight: int, seconds: float) 
     context = multiprocessing.get_context("spawn")
     each = in_flight // api_servers
     with front(workers, api_servers) as stack, ProcessPoolExecutor(api_servers, context) as clients:
-        before = {name: sum(map(cpu_seconds, pids)) for name, pids in stack.processes.items()}
+        before = stack.cpu_seconds()
         asking = [clients.submit(client, url, each, seconds) for url in stack.urls]
         asked = [future.result() for future in asking]
-        spent = {
-            name: sum(map(cpu_seconds, pids)) - before[name]
-            for name, pids in stack.processes.items()
-        }
+        spent = {name: s - before[name] for name, s in stack.cpu_seconds().items()}
     spent["client"] = sum(client.cpu_s for client in asked)
     requests = sum(client.all for client in asked)
     milliseconds = [f"{1000 * spent[name] / requests:.2f}" for name in COLUMNS]

@@ -23,6 +23,7 @@ from stack import (
     MODEL,
     AskingEndpoint,
     Served,
+    cpu_seconds,
     in_a_process,
     make_adapter,
     offline_engine,
@@ -95,8 +96,7 @@ def offline(counts: list[int], tokens: int, adapter: str, cpu: bool) -> dict[int
 def cpu_of_this_tree() -> float:
     """CPU seconds of this process and of what it has started."""
     own = psutil.Process()
-    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
+    return sum(map(cpu_seconds, (own, *own.children(recursive=True))))
 
 
 async def online(

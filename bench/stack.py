@@ -26,9 +26,13 @@ CONTEXT_TOKENS = 4096
 ADAPTER = "adapter"
 RANK = 8  # of the adapter
 READY_S = 300.0
-
-
 KINDS = {"self_lengthen.serving.worker": "worker", "self_lengthen.serving.api_server": "API server"}
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """User and system time of a process so far."""
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,11 @@ class Served:
     pid: int
 
     def cpu_seconds(self) -> dict[str, float]:
-        """User and system time so far, by kind of its processes, those of the engine included."""
+        """So far, by kind of its processes, those of the engine included."""
         spent = dict.fromkeys([*KINDS.values(), "others"], 0.0)
         for process in psutil.Process(self.pid).children(recursive=True):
-            words, times = process.cmdline(), process.cpu_times()
-            kind = next((KINDS[word] for word in words if word in KINDS), "others")
-            spent[kind] += times.user + times.system
+            kind = next((KINDS[word] for word in process.cmdline() if word in KINDS), "others")
+            spent[kind] += cpu_seconds(process)
         return spent
 
 
