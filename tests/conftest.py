@@ -29,7 +29,7 @@ DECOY_WORDS = (
     *("fastchat.serve.controller", "vllm", "from", "self_lengthen.serving.worker", "torchrun"),
     *("step0_self_instruct.py", "step1_gen_initial_responses.py", "step2_extend_responses.py"),
     *("step3_filter_responses.py", "step4_make_sft_data.py", "llamafactory-cli", "run.sh"),
-    *("tests.stand_in", "guard.py", "train"),
+    *("fastchat", "tests.stand_in", "run", "guard.py", "train"),
 )
 
 
