@@ -30,8 +30,8 @@ from self_lengthen.cli import Parser, at_least
 from self_lengthen.endpoint import Endpoint, Sampling
 from self_lengthen.errors import RunError, main_exit
 from self_lengthen.owned import Owned
+from self_lengthen.ports import free_ports
 from self_lengthen.runfolder import BASE_MODEL
-from self_lengthen.training.launch import free_port
 
 READY_S = 60.0
 DELAY_S = 0.05  # of a simulated worker: about one step of prefill
@@ -64,10 +64,9 @@ def child_of(guard: int) -> int:
 @contextmanager
 def front(workers: int, api_servers: int) -> Iterator[Front]:
     """Controller, API servers and simulated workers until the end of the block."""
-    controller = f"http://{HOST}:{free_port(HOST)}"
-    ports = [free_port(HOST) for _ in range(api_servers)]
+    port, *ports = free_ports(HOST, 1 + api_servers)
+    controller = f"http://{HOST}:{port}"
     python = [sys.executable, "-m"]
-    port = controller.rpartition(":")[2]
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 

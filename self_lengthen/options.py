@@ -15,8 +15,9 @@ from self_lengthen.extension import MICRO_ROUNDS
 from self_lengthen.family import ModelFamily, family_names, infer_family, load_family
 from self_lengthen.model import BaseModel, read_base_model, served_context
 from self_lengthen.node import ALONE, Node
+from self_lengthen.ports import choose_ports
 from self_lengthen.seeds import read_seeds
-from self_lengthen.serving.plan import LORA_RANKS, choose_ports
+from self_lengthen.serving.plan import LORA_RANKS
 from self_lengthen.training.config import TrainingValues, gradient_accumulation
 
 REPO_ROOT = Path(__file__).resolve().parent.parent

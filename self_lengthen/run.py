@@ -31,10 +31,11 @@ from self_lengthen.model import local_base_model
 from self_lengthen.node import hide_nodes, read_node
 from self_lengthen.options import REPO_ROOT, Plan, read_options
 from self_lengthen.owned import Owned
+from self_lengthen.ports import free_ports
 from self_lengthen.runfolder import EXTENDED, FILTERED, INITIAL, INSTRUCTIONS, SFT, RunFolder
 from self_lengthen.serving.key import write_key
 from self_lengthen.serving.share import READY_GRACE_S, start_server, still_running
-from self_lengthen.training.launch import TrainingJob, free_port, plan_training
+from self_lengthen.training.launch import TrainingJob, plan_training
 from self_lengthen.training.together import train
 
 POLL_S = 0.3
@@ -130,7 +131,7 @@ class Pipeline:
         if self._key_file is None:
             return [], {}
         host = self.plan.node.address
-        port = self.options["controller_port"] or free_port(host)
+        port = self.options["controller_port"] or free_ports(host, 1)[0]
         order = {
             "do": "serve",
             "iteration": iteration,

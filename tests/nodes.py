@@ -4,7 +4,6 @@ Where the machine forbids namespaces, both nodes are on loopback; `how` says whi
 """
 
 import os
-import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from self_lengthen.ports import free_ports
 from tests.real import Script
 
 SUBNET = "10.83.71"  # seen by the two namespaces alone
@@ -43,7 +43,7 @@ def two_nodes() -> Iterator[Nodes]:
             yield Nodes("two network namespaces", inside, f"{SUBNET}.1", 29400)
         else:
             print("no network namespaces here: both nodes are on loopback")
-            yield Nodes("two nodes on loopback", ((), ()), "127.0.0.2", _free_port())
+            yield Nodes("two nodes on loopback", ((), ()), "127.0.0.2", *free_ports("127.0.0.2", 1))
     finally:
         for name in names:
             if os.path.exists(f"/run/netns/{name}"):
@@ -65,9 +65,3 @@ def _make(names: list[str]) -> bool:
     except (OSError, subprocess.SubprocessError):
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.2", 0))
-        return probe.getsockname()[1]

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from self_lengthen.files import read_json, read_rows
+from self_lengthen.ports import free_ports
 from tests.real import Script, wait_for
 
 OPTIONS = (
@@ -46,10 +46,8 @@ class Run:
         self.took_s = 0.0
 
     def start(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        [port] = free_ports("127.0.0.1", 1)
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         command = [sys.executable, "-m", "tests.stand_in", "run", *OPTIONS]
         line = f'exec "$0" "$@" --results={self.results}'
         self.scripts = [

@@ -23,6 +23,7 @@ from self_lengthen.claim import PROOF_PREFIX, claim_folder
 from self_lengthen.cluster import Cluster
 from self_lengthen.errors import RunError, UserError
 from self_lengthen.node import ALONE, Node
+from self_lengthen.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 120
@@ -39,9 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nodes() -> Callable[[int], list[Node]]:
     def make(size: int) -> list[Node]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        [port] = free_ports("127.0.0.1", 1)
         return [Node(rank, size, "127.0.0.1", port, "127.0.0.1") for rank in range(size)]
 
     return make

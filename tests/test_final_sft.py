@@ -25,6 +25,7 @@ from self_lengthen.family import REPO_ROOT, load_family
 from self_lengthen.files import read_json, read_rows, write_json
 from self_lengthen.node import Node
 from self_lengthen.owned import Owned
+from self_lengthen.ports import free_ports
 from self_lengthen.runfolder import StepFolder
 from self_lengthen.training import final_data, launch
 from self_lengthen.training.chat import stand_ins, training_ids
@@ -337,7 +338,7 @@ class TestLead:
         assert not plan.results.exists()
 
     def test_another_node_trains_its_part_and_writes_nothing_else(self, plan_of):
-        port = launch.free_port("127.0.0.1")
+        [port] = free_ports("127.0.0.1", 1)
         plans = [replace(plan_of(), node=replace(n, master_port=port)) for n in (FIRST, SECOND)]
         with ThreadPoolExecutor() as pool:
             ends = [pool.submit(self.take_part, plan) for plan in plans]
@@ -479,7 +480,7 @@ class TestLoss:
         two = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
         job = TrainingJob("sft", config, tmp_path / "sft.yaml", {**launch.device_env([]), **two})
         write_config(job.config, job.config_file)
-        env = process_env(job, launch.free_port("127.0.0.1"))
+        env = process_env(job, *free_ports("127.0.0.1", 1))
         with Owned("two devices", job.command, tmp_path / "log", env) as process:
             assert process.wait(LIMIT_S) == 0, process.log_tail()
         self.check(tiny, tmp_path / "out")

@@ -5,7 +5,6 @@ a stand-in of the pipeline. Some rows go through `bash run.sh` in a process of i
 """
 
 import json
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from self_lengthen import model, options, run
 from self_lengthen.devices import Gpu
 from self_lengthen.errors import UserError, main_exit
 from self_lengthen.options import DEMO, FREE_TO_CHANGE, demo_preset, read_options
+from self_lengthen.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_LIMIT_S = 300  # a busy machine
@@ -275,9 +275,7 @@ def test_help_lists_every_option_on_stdout(capsys):
 
 
 def test_two_services_cannot_have_one_port(place, start):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
+    [free] = free_ports("127.0.0.1", 1)
     before = contents(place)
     status, err = start(MODEL, f"--port={free}", f"--controller_port={free}")
     assert (status, err.count("\n")) == (2, 1)
@@ -407,9 +405,7 @@ class TestRunFolder:
         assert contents(place / "run") == before
 
     def test_a_port_may_change(self, place, start):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            free = probe.getsockname()[1]
+        [free] = free_ports("127.0.0.1", 1)
         assert start(*self.ARGV, f"--port={free}")[0] == 0
 
     def test_fresh_sets_the_old_run_aside_and_deletes_nothing(self, place, start):

@@ -14,13 +14,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from self_lengthen import serving
+from self_lengthen import ports, serving
 from self_lengthen.errors import UserError
+from self_lengthen.ports import OURS, choose_ports, free_ports
 from self_lengthen.serving.fields import SAMPLING_FIELDS
 from self_lengthen.serving.plan import (
     LORA_RANKS,
     ServerOptions,
-    choose_ports,
     lora_rank,
     max_lora_rank,
     plan_server,
@@ -80,7 +80,7 @@ def options(**given: object) -> ServerOptions:
 
 def free_row(count: int) -> int:
     """The first of so many free ports in a row, below those that are drawn for others."""
-    for first in random.sample(range(12000, 32000, count), 50):
+    for first in random.sample(range(12000, 20000, count), 50):
         with ExitStack() as held, suppress(OSError):
             for port in range(first, first + count):
                 held.enter_context(socket.create_server(("127.0.0.1", port)))
@@ -128,6 +128,28 @@ class TestPorts:
     def test_no_two_services_get_the_same(self):
         controller, api, workers = choose_ports("127.0.0.1", 0, 0, 0, workers=40)
         assert len({controller, api, *workers}) == 42
+
+    def test_a_free_one_is_none_that_the_kernel_gives_to_connections(self):
+        low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+        given = set(range(low, high + 1))
+        if given & set(OURS):
+            pytest.skip(f"this machine gives connections {low} to {high}")
+        controller, api, workers = choose_ports("127.0.0.1", 0, 0, 0, workers=40)
+        assert not given & {controller, api, *workers, *free_ports("127.0.0.1", 40)}
+
+    def test_a_free_one_is_none_that_is_wanted_later(self, monkeypatch):
+        first = free_row(2)
+        monkeypatch.setattr(ports, "OURS", range(first, first + 2))
+        assert choose_ports("127.0.0.1", 0, first, 0, workers=0) == (first + 1, first, [])
+
+    def test_without_a_free_port_the_range_is_named(self, monkeypatch):
+        first = free_row(1)
+        monkeypatch.setattr(ports, "OURS", range(first, first + 1))
+        with (
+            socket.create_server(("127.0.0.1", first)),
+            pytest.raises(UserError, match=f"no free port from {first} to {first}"),
+        ):
+            free_ports("127.0.0.1", 1)
 
     def test_wanted_ports_are_kept_and_workers_count_up(self):
         free = free_row(3)

@@ -5,15 +5,14 @@ A node that joins another's controller starts none of its own.
 Pure: given options and GPUs it says what would run. `server.py` runs it, `--dry_run` prints it.
 """
 
-import socket
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from self_lengthen.cli import command_line
 from self_lengthen.errors import UserError
 from self_lengthen.files import read_json
+from self_lengthen.ports import choose_ports
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 CPU_KV_CACHE_GIB = 2
@@ -83,31 +82,6 @@ def max_lora_rank(options: ServerOptions) -> int:
     """The smallest limit of vLLM's that admits all adapters; it costs memory and time."""
     highest = options.lora_rank or max(lora_rank(path) for path in options.adapters.values())
     return next(rank for rank in LORA_RANKS if rank >= highest)
-
-
-def choose_ports(
-    host: str, controller_port: int, port: int, worker_port: int, workers: int
-) -> tuple[int, int, list[int]]:
-    """The wanted ports, free ones for 0, no two the same. Raises UserError when one is taken."""
-    wanted = [("--controller_port", controller_port), ("--port", port)]
-    wanted += [("--worker_port", worker_port and worker_port + n) for n in range(workers)]
-    with ExitStack() as held:
-        chosen = [_hold(held.enter_context(socket.socket()), host, *pair) for pair in wanted]
-    return chosen[0], chosen[1], chosen[2:]
-
-
-def _hold(probe: socket.socket, host: str, option: str, wanted: int) -> int:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind((host, wanted))
-        probe.listen()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", "there are ports 1 to 65535")
-        raise UserError(
-            f"{option}={wanted}: cannot listen there ({reason}); give another port, or none for a "
-            "free one"
-        ) from error
-    return probe.getsockname()[1]
 
 
 def plan_server(options: ServerOptions, base_name: str) -> ServerPlan:

@@ -8,7 +8,6 @@ Reads iter_N/sft; writes iter_N/lora/<role>/ and, last, iter_N/lora/<role>.manif
 import logging
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -196,12 +195,6 @@ def _is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
 
 
 def process_env(job: TrainingJob, port: int) -> dict[str, str]:

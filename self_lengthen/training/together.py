@@ -13,10 +13,10 @@ from self_lengthen.cluster import Cluster
 from self_lengthen.errors import RunError
 from self_lengthen.files import Row, wait_for_file
 from self_lengthen.node import ALONE
+from self_lengthen.ports import free_ports
 from self_lengthen.training.launch import (
     TrainingJob,
     finish,
-    free_port,
     prepare,
     run_jobs,
     steps_made,
@@ -66,7 +66,8 @@ def _attempt(
     """Train on all nodes; why it failed, after which nobody trains any more."""
     for job in jobs:
         prepare(job)
-    ports = {job.role: free_port(cluster.node.address) for job in jobs}
+    free = free_ports(cluster.node.address, len(jobs))
+    ports = {job.role: port for job, port in zip(jobs, free, strict=True)}
     order = {"do": "train", "iteration": jobs[0].iteration, "ports": ports}
     number = cluster.order(order)
 
