@@ -48,7 +48,8 @@ def _hold(probe: socket.socket, host: str, option: str, wanted: int) -> None:
 
 
 def _hold_free(held: ExitStack, host: str) -> int:
-    for port in _choice.sample(OURS, len(OURS)):
+    first = _choice.randrange(len(OURS))
+    for port in (*OURS[first:], *OURS[:first]):
         probe = held.enter_context(socket.socket())
         try:
             _listen(probe, host, port)

@@ -32,6 +32,7 @@ ENGINE_MODULES = (
     "vllm",
     "vllm.lora.request",
     "vllm.sampling_params",
+    "vllm.usage.usage_lib",
     "vllm.v1.engine.async_llm",
     "vllm.v1.engine.exceptions",
 )
@@ -240,6 +241,17 @@ class TestPlan:
         assert (args.cpu, args.tensor_parallel, args.trust_remote_code) == (True, 1, False)
         assert worker.lora_limits(args) == {}  # LoRA is off until there is an adapter
         assert "CUDA_VISIBLE_DEVICES" not in service.env
+
+    def test_what_computes_on_the_cpu_has_torchs_openmp_preloaded(self, monkeypatch):
+        monkeypatch.setenv("LD_PRELOAD", "/their/own.so")
+        theirs, *ours = plan_server(options(), "base").workers[0].env["LD_PRELOAD"].split(":")
+        assert theirs == "/their/own.so"
+        torch_folder = Path(importlib.util.find_spec("torch").origin).parent.parent
+        assert ours, "no libgomp came with torch"
+        assert all(Path(name).is_relative_to(torch_folder) for name in ours)
+        assert Path(ours[0]).name.startswith("libgomp")
+        assert all(Path(name).stat().st_size for name in ours)
+        assert "LD_PRELOAD" not in plan_server(options(groups=[["0"]]), "base").workers[0].env
 
 
 class TestTokens:

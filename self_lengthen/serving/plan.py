@@ -5,6 +5,8 @@ A node that joins another's controller starts none of its own.
 Pure: given options and GPUs it says what would run. `server.py` runs it, `--dry_run` prints it.
 """
 
+import importlib.util
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +149,19 @@ def cpu_env() -> dict[str, str]:
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the platform overrules the executor "uni"
+        "LD_PRELOAD": preloaded(os.environ.get("LD_PRELOAD", "")),
     }
+
+
+def preloaded(given: str) -> str:
+    """What vLLM preloads into a process that computes on the CPU, where the packages bring it.
+
+    Torch's OpenMP, without which bound threads share one core, and a faster allocator.
+    """
+    packages = Path(importlib.util.find_spec("torch").origin).parent.parent
+    libraries = ("torch.libs/libgomp*.so*", "torch/lib/libgomp*.so*", "vllm/libs/libtcmalloc*.so*")
+    found = [str(file) for library in libraries for file in sorted(packages.glob(library))[:1]]
+    return ":".join([given, *found] if given else found)
 
 
 def _common_env(log_dir: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ from jinja2 import TemplateError
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -241,22 +242,28 @@ def lora_limits(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def serve(args: argparse.Namespace) -> None:
-    allow_many_connections()
-    load = EngineLoad()
-    engine = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=args.base_model,
-            tensor_parallel_size=args.tensor_parallel,
-            max_model_len=args.max_model_len,
-            max_num_seqs=args.max_num_seqs,
-            trust_remote_code=args.trust_remote_code,
-            seed=args.seed,
-            **cpu_settings(args),
-            **lora_limits(args),
-        ),
-        stat_loggers=[load.attach],
+def start_engine(args: argparse.Namespace, load: EngineLoad) -> AsyncLLM:
+    """vLLM forks the engine's process off this one: to be called before there is an event loop."""
+    settings = AsyncEngineArgs(
+        model=args.base_model,
+        tensor_parallel_size=args.tensor_parallel,
+        max_model_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        trust_remote_code=args.trust_remote_code,
+        seed=args.seed,
+        **cpu_settings(args),
+        **lora_limits(args),
     )
+    config = settings.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if args.cpu:
+        # There it asks for a new interpreter, only to preload what is preloaded in ours
+        # (plan.cpu_env), and that imports vLLM again: 13 s of a start's 30.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    return AsyncLLM.from_vllm_config(config, stat_loggers=[load.attach])
+
+
+async def serve(args: argparse.Namespace, engine: AsyncLLM, load: EngineLoad) -> None:
+    allow_many_connections()
     worker = LoraWorker(args, engine, load)
     app = make_app(worker)
     app.router.on_shutdown.append(worker.say_answered)  # uvicorn ends the process by the signal
@@ -297,5 +304,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def main() -> None:
+    args, load = parse_args(), EngineLoad()
+    uvloop.run(serve(args, start_engine(args, load), load))
+
+
 if __name__ == "__main__":
-    uvloop.run(serve(parse_args()))
+    main()
