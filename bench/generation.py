@@ -40,7 +40,7 @@ from self_lengthen.runfolder import BASE_MODEL
 
 SAMPLING = Sampling()
 NEVER_BROKEN = (NgramRule("word", CONTEXT_TOKENS),)
-COLUMNS = ("worker", "API server", "others", "client")
+COLUMNS = ("engine", "worker", "API server", "others", "client")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def offline(counts: list[int], tokens: int, adapter: str, cpu: bool) -> dict[int
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts(count)]
         started, cpu_before = time.monotonic(), cpu_of_this_tree()
         outputs = llm.chat(chats, sampling, lora_request=request, use_tqdm=False)
-        spent = {"worker": cpu_of_this_tree() - cpu_before}
+        spent = {"alone": cpu_of_this_tree() - cpu_before}
         made = sum(len(output.outputs[0].token_ids) for output in outputs)
         measured[count] = Measured(made, time.monotonic() - started, spent)
     return measured
@@ -138,9 +138,9 @@ def compare(name: str, counts: list[int], tokens: int, adapter: str) -> list[str
         for way in (through, watched):
             cells += [f"{way[count].rate:.0f}", f"{way[count].rate / alone[count].rate:.2f}"]
         print("|", " | ".join(cells), "|", flush=True)
-        milliseconds = [f"{alone[count].cpu_ms('worker'):.0f}"]
+        milliseconds = [f"{alone[count].cpu_ms('alone'):.0f}"]
         milliseconds += [f"{through[count].cpu_ms(kind):.0f}" for kind in COLUMNS]
-        milliseconds.append(f"{watched[count].cpu_ms('worker'):.0f}")
+        milliseconds += [f"{watched[count].cpu_ms(kind):.0f}" for kind in ("engine", "worker")]
         spent.append(" | ".join([name, str(count), *milliseconds]))
     return spent
 
@@ -160,8 +160,8 @@ def main() -> None:
         spent = compare("base", args.at_once, args.tokens, "")
         spent += compare("LoRA", args.at_once, args.tokens, str(make_adapter(Path(folder))))
     print("\nCPU milliseconds for 1,000 tokens:\n")
-    print(f"| model | at once | offline | {' | '.join(COLUMNS)} | worker, watching |")
-    print(f"|---|{'---:|' * 7}")
+    print(f"| model | at once | offline | {' | '.join(COLUMNS)} | watched: engine | worker |")
+    print(f"|---|{'---:|' * 9}")
     for cells in spent:
         print(f"| {cells} |")
 

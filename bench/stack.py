@@ -26,7 +26,11 @@ CONTEXT_TOKENS = 4096
 ADAPTER = "adapter"
 RANK = 8  # of the adapter
 READY_S = 300.0
-KINDS = {"self_lengthen.serving.worker": "worker", "self_lengthen.serving.api_server": "API server"}
+KINDS = {  # by a word of the command line; vLLM gives its process that title
+    "VLLM::EngineCore": "engine",
+    "self_lengthen.serving.worker": "worker",
+    "self_lengthen.serving.api_server": "API server",
+}
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -43,7 +47,7 @@ class Served:
     pid: int
 
     def cpu_seconds(self) -> dict[str, float]:
-        """So far, by kind of its processes, those of the engine included."""
+        """So far, by kind of its processes."""
         spent = dict.fromkeys([*KINDS.values(), "others"], 0.0)
         for process in psutil.Process(self.pid).children(recursive=True):
             kind = next((KINDS[word] for word in process.cmdline() if word in KINDS), "others")

@@ -80,4 +80,8 @@ def add_products(
     groups: list[tuple[int, Rows]],
 ) -> None:
     for slot, rows in groups:
-        y[rows] += scale * (x[rows] @ a[slot, 0].T @ b[slot, 0].T)
+        narrow, wide = x[rows] @ a[slot, 0].T, b[slot, 0].T
+        if isinstance(rows, slice):  # all of them
+            y.addmm_(narrow, wide, alpha=scale)
+        else:
+            y.index_add_(0, rows, narrow @ wide, alpha=scale)
