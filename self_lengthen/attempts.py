@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from self_lengthen.fanout import Tally
 from self_lengthen.files import Row
 
+ATTEMPTS = 20  # at a response or an extension; paper's release; --attempts
+
 Tried = tuple[Row | None, str | None]  # the row, or None and why the attempt is rejected
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from self_lengthen.attempts import ATTEMPTS
 from self_lengthen.cli import Parser, at_least, positive, share, warmup_share
 from self_lengthen.devices import Gpu, default_tensor_parallel, visible_gpus, worker_groups
 from self_lengthen.errors import UserError
@@ -27,12 +28,13 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 DEMO = {
     "instruct_count": 20,
     "micro_rounds": 2,
+    "attempts": 8,  # a text that was rejected so often is rarely accepted after all
     "max_tokens": 768,
     "epochs": 4.0,
     "global_batch": 4,
     "device_batch": 4,
     "cutoff_len": 4096,
-    "finish_ratio": 0.85,  # a step's last texts take as long as all others: up to 20 attempts each
+    "finish_ratio": 0.85,  # the last texts, with all their attempts, take as long as all others
 }
 # The Chinese model has more to learn, and a token of it is two characters: a text that finds no end
 # costs less when it is stopped earlier. Fewer instructions or a higher rate, and now and then its
@@ -96,6 +98,7 @@ def parser() -> Parser:
     add("--seed", type=int, default=42, help="of every random choice (default %(default)s)")
     add("--max_tokens", type=at_least(1), help="of a reply (default 16384)")
     add("--micro_rounds", type=at_least(1), help=f"of an extension (default {MICRO_ROUNDS})")
+    add("--attempts", type=at_least(1), help=f"at a text, until one is kept (default {ATTEMPTS})")
     add("--finish_ratio", type=share, help="end a step at this share of its units (default 1)")
     add(
         "--early_stop",
@@ -187,6 +190,7 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
         "max_iter": given.get("max_iter", 3),
         "finish_ratio": given.get("finish_ratio", 1.0),
         "micro_rounds": given.get("micro_rounds", MICRO_ROUNDS),
+        "attempts": given.get("attempts", ATTEMPTS),
         "tensor_parallel": tensor_parallel,
         "max_model_len": served_context(given["max_model_len"], model),
         **{field.name: getattr(values, field.name) for field in fields(values)},

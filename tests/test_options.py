@@ -370,6 +370,7 @@ class TestRunFolder:
             ("instruct_count", 5, 6),
             ("seed", 42, 43),
             ("finish_ratio", 1.0, 0.9),
+            ("attempts", 20, 19),
             ("learning_rate", 1e-4, 1e-3),
             ("max_model_len", 4096, 2048),
             ("family", "llama", "qwen"),

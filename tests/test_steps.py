@@ -441,6 +441,15 @@ class TestStep1:
         units = summary_of(folder, INITIAL)["units"]
         assert units == {**NOTHING, "in": 2, "kept": 1, "dropped": {"truncated": 1}}
 
+    def test_a_run_may_make_fewer_attempts(self, new_run, perform, llama):
+        folder = new_run(llama, attempts=3)
+        give(folder, INSTRUCTIONS, [instruction_row(0)])
+        chat = FakeChat(lambda call: "unfinished and")
+        perform(initial_responses, folder, chat)
+        assert len(chat.calls) == 2 * 3
+        units = summary_of(folder, INITIAL)["units"]
+        assert units == {**NOTHING, "in": 2, "kept": 0, "dropped": {"ending": 2}}
+
     def test_an_instruction_that_fills_the_context_is_asked_once(self, new_run, perform, llama):
         folder = new_run(llama)
         give(folder, INSTRUCTIONS, [instruction_row(0)])
@@ -555,6 +564,14 @@ class TestStep2:
         summary = summary_of(folder, EXTENDED)
         assert summary["units"] == {**NOTHING, "in": 2, "kept": 0, "dropped": {"not_longer": 2}}
         assert summary["attempts"]["rejected"] == {"not_longer": 40}
+
+    def test_a_run_may_make_fewer_attempts(self, new_run, perform, llama):
+        folder = new_run(llama, attempts=2)
+        give(folder, INITIAL, [initial_row(0, prose(10))])
+        chat = FakeChat(lambda call: prose(9, 100))
+        perform(extend_responses, folder, chat)
+        assert len(chat.calls) == 2 * 2 * 3
+        assert summary_of(folder, EXTENDED)["attempts"]["rejected"] == {"not_longer": 4}
 
     def test_every_row_says_where_it_comes_from(self, new_run, perform, llama):
         folder = new_run(llama)

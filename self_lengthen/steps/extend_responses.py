@@ -6,7 +6,7 @@ Reads iter_N/initial_responses; writes iter_N/extended_responses.
 from array import array
 from dataclasses import asdict
 
-from self_lengthen.attempts import Tried, first_accepted
+from self_lengthen.attempts import ATTEMPTS, Tried, first_accepted
 from self_lengthen.extension import MICRO_ROUNDS, call_seed, extend_once
 from self_lengthen.fanout import Outcome, Tally
 from self_lengthen.files import Lines, read_rows
@@ -15,7 +15,6 @@ from self_lengthen.steps.common import StepRun, fan_out, finish_fan_out
 from self_lengthen.text import count_words
 
 EXTENSIONS = 2  # per initial response; paper's release
-MAX_ATTEMPTS = 20  # per extension; paper's release
 
 STEP = EXTENDED
 
@@ -24,9 +23,11 @@ def make(step: StepRun) -> None:
     """Extend every initial response of this iteration."""
     initials = Lines(step.input(INITIAL).data)
     micro_rounds = step.options.get("micro_rounds", MICRO_ROUNDS)
+    attempts = step.options.get("attempts", ATTEMPTS)
     step.claim(
         initial_responses=len(initials),
         micro_rounds=micro_rounds,
+        attempts=attempts,
         finish_ratio=step.options["finish_ratio"],
     )
     model = model_name("extender", step.iteration)
@@ -71,7 +72,7 @@ def make(step: StepRun) -> None:
                 "seed": call_seed(step.seed, name, number),
             }, None
 
-        return Outcome(name, *await first_accepted(tally, attempt, MAX_ATTEMPTS), tally)
+        return Outcome(name, *await first_accepted(tally, attempt, attempts), tally)
 
     counts, seconds = fan_out(step, len(longest_first), extend, longest_first)
     finish_fan_out(step, counts, seconds)

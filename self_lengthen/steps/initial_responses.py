@@ -3,7 +3,7 @@
 Reads iter_N/instructions; writes iter_N/initial_responses, after drop_short.
 """
 
-from self_lengthen.attempts import Tried, first_accepted
+from self_lengthen.attempts import ATTEMPTS, Tried, first_accepted
 from self_lengthen.endpoint import ContextOverflowError
 from self_lengthen.extension import call_seed
 from self_lengthen.fanout import Outcome, Tally
@@ -14,7 +14,6 @@ from self_lengthen.steps.common import StepRun, fan_out, finish_fan_out
 from self_lengthen.text import count_words
 
 RESPONSES = 2  # independent ones per instruction; paper's release
-MAX_ATTEMPTS = 20  # per response; paper's release
 
 STEP = INITIAL
 
@@ -22,7 +21,8 @@ STEP = INITIAL
 def make(step: StepRun) -> None:
     """Answer every instruction of this iteration."""
     instructions = Lines(step.input(INSTRUCTIONS).data)
-    step.claim(instructions=len(instructions), finish_ratio=step.options["finish_ratio"])
+    attempts, ratio = step.options.get("attempts", ATTEMPTS), step.options["finish_ratio"]
+    step.claim(instructions=len(instructions), attempts=attempts, finish_ratio=ratio)
     model, sampling = model_name("generator", step.iteration), step.watched_sampling
 
     async def answer(tally: Tally, unit: int) -> Outcome:
@@ -51,7 +51,7 @@ def make(step: StepRun) -> None:
             }, None
 
         try:
-            return Outcome(name, *await first_accepted(tally, attempt, MAX_ATTEMPTS), tally)
+            return Outcome(name, *await first_accepted(tally, attempt, attempts), tally)
         except ContextOverflowError:
             return Outcome(name, None, Reason.CONTEXT, tally)
 
