@@ -150,6 +150,20 @@ class Endpoint:
             return None
 
     async def _ask(self, request: dict[str, Any]) -> Reply:
+        try:
+            return await self._try(request)
+        except PassingError as error:
+            return await self._retry(request, error)
+
+    async def _retry(self, request: dict[str, Any], first: PassingError) -> Reply:
+        """Through tenacity goes only what has failed once: it takes as long as half a request."""
+        failures = [first]
+
+        async def try_again() -> Reply:
+            if failures:
+                raise failures.pop()
+            return await self._try(request)
+
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(PassingError),
             stop=_after_first_failure(self.retry_deadline_s),
@@ -157,7 +171,7 @@ class Endpoint:
             before_sleep=self._teller,
             reraise=True,
         )
-        return await retrying(self._try, request)
+        return await retrying(try_again)
 
     async def _try(self, request: dict[str, Any]) -> Reply:
         url = f"{next(self._urls)}/chat/completions"
