@@ -26,7 +26,7 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 
 # Small numbers for a model of 2M parameters on two cores.
 DEMO = {
-    "instruct_count": 20,
+    "instruct_count": 22,
     "micro_rounds": 2,
     "attempts": 8,  # a text that was rejected so often is rarely accepted after all
     "max_tokens": 768,
