@@ -19,8 +19,10 @@ from self_lengthen.runfolder import RunFolder
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
-# A shell's background job ignores Ctrl-C, and so would all that a test starts and interrupts.
+# A shell's background job ignores Ctrl-C, nohup's the end of the terminal, and so would all that a
+# test starts and sends these to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
