@@ -40,7 +40,7 @@ DEMO = {
 # costs less when it is stopped earlier. Fewer instructions or a higher rate, and now and then its
 # Generator finds no end at all.
 DEMO_OF_FAMILY = {
-    "llama": {"learning_rate": 4.3e-4},
+    "llama": {"learning_rate": 4.3e-4, "epochs": 4.5},
     "qwen": {"learning_rate": 4.5e-4, "instruct_count": 30, "max_tokens": 448},
 }
 
