@@ -21,12 +21,11 @@ def choose_ports(
     """The wanted ports, free ones for 0, no two the same. Raises UserError when one is taken."""
     wanted = [("--controller_port", controller_port), ("--port", port)]
     wanted += [("--worker_port", worker_port and worker_port + n) for n in range(workers)]
-    chosen = [number for _, number in wanted]
     with ExitStack() as held:
         for option, number in wanted:
             if number:
                 _hold(held.enter_context(socket.socket()), host, option, number)
-        chosen = [number or _hold_free(held, host) for number in chosen]
+        chosen = [number or _hold_free(held, host) for _, number in wanted]
     return chosen[0], chosen[1], chosen[2:]
 
 

@@ -161,7 +161,7 @@ def preloaded(given: str) -> str:
     packages = Path(importlib.util.find_spec("torch").origin).parent.parent
     libraries = ("torch.libs/libgomp*.so*", "torch/lib/libgomp*.so*", "vllm/libs/libtcmalloc*.so*")
     found = [str(file) for library in libraries for file in sorted(packages.glob(library))[:1]]
-    return ":".join([given, *found] if given else found)
+    return ":".join(filter(None, [given, *found]))
 
 
 def _common_env(log_dir: Path) -> dict[str, str]:

@@ -244,9 +244,14 @@ def lora_limits(args: argparse.Namespace) -> dict[str, Any]:
 
 def start_engine(args: argparse.Namespace, load: EngineLoad) -> AsyncLLM:
     """vLLM forks the engine's process off this one: to be called before there is an event loop."""
-    names = ("tensor_parallel_size", "max_model_len", "max_num_seqs", "trust_remote_code", "seed")
-    given = {name: getattr(args, name.removesuffix("_size")) for name in names}
-    settings = AsyncEngineArgs(args.base_model, **given, **cpu_settings(args), **lora_limits(args))
+    same = ("max_model_len", "max_num_seqs", "trust_remote_code", "seed")  # vLLM's names
+    settings = AsyncEngineArgs(
+        model=args.base_model,
+        tensor_parallel_size=args.tensor_parallel,
+        **{name: getattr(args, name) for name in same},
+        **cpu_settings(args),
+        **lora_limits(args),
+    )
     config = settings.create_engine_config(UsageContext.ENGINE_CONTEXT)
     if args.cpu:
         # There it asks for a new interpreter, only to preload what is preloaded in ours
