@@ -41,6 +41,7 @@ from self_lengthen.runfolder import StepFolder
 from self_lengthen.training.config import gradient_accumulation
 from self_lengthen.training.final import Plan
 from self_lengthen.training.final_data import Sources, write_data
+from self_lengthen.training.sharding import choose_sharding
 from self_lengthen.training.together import take_part, train
 
 FULL_LEARNING_RATE = 1e-5  # of all weights, where none is given; LongWriter's
@@ -82,6 +83,8 @@ def read_plan(argv: Sequence[str], node: Node = ALONE) -> tuple[Plan, bool]:
     output = args.output.resolve()
     if " " in str(output):
         raise UserError(f"--output={output}: LLaMA-Factory takes no path with a space in it")
+    gpus, values = visible_gpus(), training_values(given)
+    devices = max(1, len(gpus)) * node.size
     plan = Plan(
         base_model=model.path,
         family=choose_family(args.family, model),
@@ -90,15 +93,16 @@ def read_plan(argv: Sequence[str], node: Node = ALONE) -> tuple[Plan, bool]:
         mix_ratio=args.mix_ratio,
         anneal_epochs=args.anneal_epochs,
         finetuning=args.finetuning,
-        values=training_values(given),
+        values=values,
         results=output,
-        gpus=[gpu.id for gpu in visible_gpus()],
+        gpus=[gpu.id for gpu in gpus],
+        sharding=choose_sharding(args.sharding, model, values, gpus, devices, args.finetuning),
         node=node,
         seed=args.seed,
         trust_remote_code=args.trust_remote_code,
         timeout_s=args.training_timeout_s,
     )
-    gradient_accumulation(plan.values, max(1, len(plan.gpus)) * plan.node.size)
+    gradient_accumulation(values, devices)
     return plan, args.dry_run
 
 

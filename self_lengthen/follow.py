@@ -86,6 +86,7 @@ class Follower:
         jobs = plan_training(
             *(self.run, iteration, plan.family, plan.options, plan.training),
             [gpu.id for gpu in plan.gpus],
+            sharding=plan.sharding,
             side_by_side=plan.side_by_side,
             node=plan.node,
         )

@@ -19,8 +19,11 @@ class BaseModel:
     path: str  # a folder, or the hub's name while nothing was downloaded
     model_type: str
     context_tokens: int
-    attention_heads: int  # 0 when unknown
-    weight_bytes: int  # 0 when unknown
+    attention_heads: int  # 0 when unknown, as all below
+    weight_bytes: int
+    layers: int = 0
+    hidden_size: int = 0
+    intermediate_size: int = 0
 
 
 def read_base_model(given: str) -> BaseModel:
@@ -32,7 +35,8 @@ def read_base_model(given: str) -> BaseModel:
         return _facts(str(folder.resolve()), _config(folder / "config.json"), _weights(folder))
     if given.startswith(("/", ".", "~")) or given.count("/") != 1:
         raise UserError(f"--base_model={given}: no such folder")
-    return _facts(given, _config(_hub_config(given)), 0)
+    config = _config(_hub_config(given))
+    return _facts(given, config, dense_weight_bytes(config))
 
 
 def served_context(wanted: int, model: BaseModel) -> int:
@@ -97,7 +101,23 @@ def _facts(path: str, config: dict[str, Any], weight_bytes: int) -> BaseModel:
         context_tokens=config.get("max_position_embeddings", DEFAULT_CONTEXT_TOKENS),
         attention_heads=config.get("num_attention_heads", 0),
         weight_bytes=weight_bytes,
+        layers=config.get("num_hidden_layers", 0),
+        hidden_size=config.get("hidden_size", 0),
+        intermediate_size=config.get("intermediate_size", 0),
     )
+
+
+def dense_weight_bytes(config: dict[str, Any]) -> int:
+    """Of the matrices of a Qwen2- or Llama-like model in 16 bits; 0 for a mixture of experts."""
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    if any("expert" in name for name in config) or not {*sizes, "vocab_size"} <= config.keys():
+        return 0
+    hidden, intermediate, layers, heads = (config[name] for name in sizes)
+    head = config.get("head_dim") or hidden // heads
+    key_heads = config.get("num_key_value_heads") or heads
+    layer = 2 * hidden * head * (heads + key_heads) + 3 * hidden * intermediate
+    embeddings = (1 if config.get("tie_word_embeddings") else 2) * config["vocab_size"] * hidden
+    return 2 * (layers * layer + embeddings)
 
 
 def _weights(folder: Path) -> int:

@@ -19,7 +19,8 @@ from self_lengthen.node import ALONE, Node
 from self_lengthen.ports import choose_ports
 from self_lengthen.seeds import read_seeds
 from self_lengthen.serving.plan import LORA_RANKS
-from self_lengthen.training.config import TrainingValues, gradient_accumulation
+from self_lengthen.training.config import SHARDINGS, TrainingValues, gradient_accumulation
+from self_lengthen.training.sharding import AUTO, choose_sharding
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 DEMO_FAMILY = "llama"  # most readers can judge English samples
@@ -48,7 +49,8 @@ DEMO_OF_FAMILY = {
 FREE_TO_CHANGE = {
     *("concurrency", "tensor_parallel", "gpus", "port", "controller_port", "worker_port"),
     *("early_stop", "server_timeout_s", "training_timeout_s", "side_by_side", "max_iter"),
-    *("rendezvous_timeout_s", "device_batch"),  # the global batch is what the weights depend on
+    *("rendezvous_timeout_s", "sharding"),
+    "device_batch",  # the global batch is what the weights depend on
 }
 
 
@@ -62,6 +64,7 @@ class Plan:
     gpus: list[Gpu]
     groups: list[list[str]]
     training: TrainingValues
+    sharding: str | None
     fresh: bool
     dry_run: bool
     node: Node = ALONE
@@ -140,7 +143,7 @@ def parser() -> Parser:
 
 
 def add_training_options(parser: Parser) -> None:
-    """An option for each of TrainingValues."""
+    """An option for each of TrainingValues, and one for where the weights lie."""
     defaults = TrainingValues()
     add = parser.add_argument_group("training").add_argument
     add("--learning_rate", type=positive, help=f"default {defaults.learning_rate}")
@@ -154,6 +157,12 @@ def add_training_options(parser: Parser) -> None:
         "--device_batch",
         type=at_least(1),
         help=f"of them at once (default {defaults.device_batch})",
+    )
+    add(
+        "--sharding",
+        choices=(AUTO, *SHARDINGS),
+        default=AUTO,
+        help="of the weights over the GPUs; auto: the fastest that fits their memory",
     )
 
 
@@ -177,8 +186,9 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     ports = (given[option] for option in ("controller_port", "port", "worker_port"))
     choose_ports(node.address, *ports, workers=len(groups))
     values = training_values(given)
+    devices = _training_devices(len(gpus), args.side_by_side, node)
     if args.device_batch is None:
-        most = max(1, values.global_batch // _training_devices(len(gpus), args.side_by_side, node))
+        most = max(1, values.global_batch // devices)
         values = replace(values, device_batch=min(values.device_batch, most))
     options = {
         **_plain(given),
@@ -198,8 +208,10 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
     results = Path(given.get("results", _default_results(args.demo, family, model))).resolve()
     if " " in str(results):
         raise UserError(f"--results={results}: LLaMA-Factory takes no path with a space in it")
-    gradient_accumulation(values, _training_devices(len(gpus), args.side_by_side, node))
-    return Plan(options, results, family, gpus, groups, values, args.fresh, args.dry_run, node)
+    gradient_accumulation(values, devices)
+    sharding = choose_sharding(args.sharding, model, values, gpus, devices)
+    plan = (options, results, family, gpus, groups, values, sharding)
+    return Plan(*plan, args.fresh, args.dry_run, node)
 
 
 def choose_family(name: str | None, model: BaseModel) -> ModelFamily:

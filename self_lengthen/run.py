@@ -194,6 +194,7 @@ class Pipeline:
         gpus = [gpu.id for gpu in plan.gpus]
         return plan_training(
             *(self.run, iteration, plan.family, plan.options, plan.training, gpus),
+            sharding=plan.sharding,
             side_by_side=plan.side_by_side,
             node=plan.node,
         )

@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from self_lengthen.family import ModelFamily, load_family
 from self_lengthen.runfolder import RunFolder
+from self_lengthen.training.trainer import TRAINER
 
 # A machine that does something else beside makes a test slow, not wrong.
 settings.register_profile("unhurried", deadline=None)
@@ -34,7 +35,7 @@ def nothing_is_synced(monkeypatch: pytest.MonkeyPatch) -> None:
 DECOY_WORDS = (
     *("fastchat.serve.controller", "vllm", "from", "self_lengthen.serving.worker", "torchrun"),
     *("step0_self_instruct.py", "step1_gen_initial_responses.py", "step2_extend_responses.py"),
-    *("step3_filter_responses.py", "step4_make_sft_data.py", "llamafactory-cli", "run.sh"),
+    *("step3_filter_responses.py", "step4_make_sft_data.py", "llamafactory-cli", TRAINER, "run.sh"),
     *("fastchat", "tests.stand_in", "run", "guard.py", "train"),
 )
 

@@ -12,6 +12,7 @@ import pytest
 
 from self_lengthen.files import read_json, read_rows
 from self_lengthen.training.launch import TrainingJob, steps_made
+from self_lengthen.training.trainer import TRAINER
 from tests.real import Script, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.real]
@@ -86,7 +87,7 @@ def go_on_through_kills_of_trainer_and_run_sh(run: Run) -> None:
     lora = run.results / "iter_1/lora"
     job = TrainingJob("gen_sft", {"output_dir": str(lora / "gen_sft")}, lora / "gen_sft.yaml")
     run.wait(lambda: steps_made(job), "a step of training")
-    run.kill("llamafactory-cli train")
+    run.kill(TRAINER)
     run.wait(lambda: "from the last checkpoint, restart 1" in run.script.text(), "its restart")
     run.kill("self_lengthen.run")
     assert run.script.wait(60) == -signal.SIGKILL

@@ -19,6 +19,7 @@ from self_lengthen import devices, run
 from self_lengthen.errors import UserError
 from self_lengthen.serving import server
 from self_lengthen.serving.plan import plan_server
+from self_lengthen.training.trainer import TRAINER
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_MIB = 81559
@@ -62,7 +63,7 @@ class Iteration:
 
     @property
     def training(self) -> list[Command]:
-        return self.named("llamafactory-cli")
+        return self.named("trainer")
 
 
 def parse(printed: str) -> list[Iteration]:
@@ -271,7 +272,7 @@ class TestTraining:
         for number, iteration in enumerate(dry_run("--results=run"), 1):
             files = [job.argv[-2:] for job in iteration.training]
             folder = f"{place}/run/iter_{number}/lora"
-            assert files == [["train", f"{folder}/{r}.yaml"] for r in ("gen_sft", "ext_sft")]
+            assert files == [[TRAINER, f"{folder}/{r}.yaml"] for r in ("gen_sft", "ext_sft")]
 
 
 class TestNodes:

@@ -35,6 +35,8 @@ from self_lengthen.training.final import Plan
 from self_lengthen.training.final_data import ROLE_TAGS
 from self_lengthen.training.launch import TrainingJob, process_env
 from self_lengthen.training.merge import copy_companions, merge
+from self_lengthen.training.padding import WithoutPaddingMask
+from self_lengthen.training.trainer import TRAINER
 
 LLAMA, QWEN = (REPO_ROOT / "demo" / "models" / name for name in ("llama", "qwen"))
 LIMIT_S = 300
@@ -235,12 +237,12 @@ class TestPlan:
         final_sft.main()
         *trainings, merging = map(shlex.split, capsys.readouterr().out.splitlines())
         assert [Path(line[-1]).name for line in trainings] == ["sft.yaml", "anneal.yaml"]
-        assert all("llamafactory-cli" in line[-3] for line in trainings)
+        assert [line[-2] for line in trainings] == [TRAINER, TRAINER]
         assert f"--trained={tmp_path / 'out/train/anneal'}" in merging
         assert not (tmp_path / "out").exists()
 
 
-# Stands in for `llamafactory-cli train FILE`: notes its environment, leaves an adapter.
+# Stands in for the trainer: notes its environment, leaves an adapter.
 FAKE = """
 import json, os, sys, yaml
 from pathlib import Path
@@ -421,7 +423,7 @@ class TestLoss:
             previous_adapter=None,
             values=values,
             devices=devices,
-            cuda=False,
+            sharding=None,
             seed=1,
             finetuning="full",
         )
@@ -470,7 +472,7 @@ class TestLoss:
         with stand_ins():
             from llamafactory.train.tuner import run_exp
 
-            run_exp(config)
+            run_exp(config, [WithoutPaddingMask()])
         self.check(tiny, tmp_path / "out")
 
     @pytest.mark.real

@@ -1,7 +1,8 @@
 """Claims about fine-tuning: LLaMA-Factory's configuration, and what a killed or failed one leaves.
 
 The real LLaMA-Factory parses the written YAML; a stand-in for its command trains nothing. The CUDA
-variant is parsed without `deepspeed` and on the CPU: neither DeepSpeed nor a GPU is there for it.
+variant is parsed on the CPU and without what needs DeepSpeed and Liger, which are not there for it
+(bench/training.py runs it on a GPU).
 """
 
 import importlib.util
@@ -21,6 +22,10 @@ from self_lengthen.runfolder import ROLES, RunFolder
 from self_lengthen.training import launch
 from self_lengthen.training.chat import stand_ins
 from self_lengthen.training.config import (
+    DEALT_OUT,
+    OFFLOADED,
+    SHARDINGS,
+    WHOLE,
     TrainingValues,
     gradient_accumulation,
     sft_config,
@@ -52,7 +57,7 @@ def config_of(tmp_path: Path, **given: Any) -> dict[str, Any]:
         "previous_adapter": None,
         "values": TrainingValues(),
         "devices": 1,
-        "cuda": False,
+        "sharding": None,
         "seed": 42,
     }
     return sft_config("gen_sft", **{**defaults, **given})
@@ -76,7 +81,7 @@ class TestConfig:
         assert {name: config[name] for name in papers} == papers
 
     def test_the_cpu_gets_neither_deepspeed_nor_bf16(self, tmp_path):
-        assert not {"deepspeed", "bf16"} & config_of(tmp_path).keys()
+        assert not {"deepspeed", "bf16", "enable_liger_kernel"} & config_of(tmp_path).keys()
 
     def test_remote_code_is_off_unless_asked(self, tmp_path):
         assert config_of(tmp_path)["trust_remote_code"] is False
@@ -112,27 +117,39 @@ class TestConfig:
         )
 
     def test_zero3_is_written_beside_the_yaml(self, tmp_path):
-        config = config_of(tmp_path, cuda=True)
-        assert config["bf16"] is True
+        config = config_of(tmp_path, sharding=DEALT_OUT)
         write_config(config, tmp_path / "lora" / "gen_sft.yaml")
-        written = json.loads(Path(config["deepspeed"]).read_text())
-        assert written == zero3()
-        assert Path(config["deepspeed"]).parent == tmp_path / "lora"
+        assert config["deepspeed"] == str(tmp_path / "lora" / "zero3.json")
+        zero = json.loads(Path(config["deepspeed"]).read_text())["zero_optimization"]
+        assert (zero["stage"], zero["stage3_gather_16bit_weights_on_model_save"]) == (3, True)
+        assert not {"offload_param", "offload_optimizer"} & zero.keys()
 
-    def test_zero3_partitions_the_weights_and_saves_them_whole(self):
-        config = zero3()
-        assert config["zero_optimization"]["stage"] == 3
-        assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
-        assert config["bf16"] == {"enabled": "auto"}
+    @pytest.mark.parametrize(
+        ("finetuning", "moved"),
+        [("lora", {"offload_param"}), ("full", {"offload_param", "offload_optimizer"})],
+    )
+    def test_what_does_not_fit_goes_to_the_host(self, tmp_path, finetuning, moved):
+        config = config_of(tmp_path, sharding=OFFLOADED, finetuning=finetuning)
+        write_config(config, tmp_path / "lora" / "gen_sft.yaml")
+        zero = json.loads(Path(config["deepspeed"]).read_text())["zero_optimization"]
+        assert {name for name in zero if name.startswith("offload")} == moved
+        assert all(zero[name]["device"] == "cpu" for name in moved)
+
+    @pytest.mark.parametrize("sharding", SHARDINGS)
+    def test_every_gpu_gets_bf16_and_the_fused_loss(self, tmp_path, sharding):
+        config = config_of(tmp_path, sharding=sharding)
+        assert (config["bf16"], config["enable_liger_kernel"]) == (True, True)
+        assert ("deepspeed" in config) == (sharding != WHOLE)
 
     def test_every_auto_of_zero3_is_one_that_the_trainer_fills_in(self):
         """An "auto" that nobody fills in is an error of DeepSpeed's."""
         package = Path(importlib.util.find_spec("transformers").origin).parent
         text = (package / "integrations" / "deepspeed.py").read_text()
-        autos = [name for name, value in zero3().items() if value == "auto"]
+        config = zero3(offload=True, finetuning="full")
+        autos = [name for name, value in config.items() if value == "auto"]
         autos += [
             f"{n}.{k}"
-            for n, v in zero3().items()
+            for n, v in config.items()
             if isinstance(v, dict)
             for k in v
             if v[k] == "auto"
@@ -180,8 +197,12 @@ class TestRealLlamaFactory:
         assert training.get_warmup_steps(200) == 0
 
     def test_the_cuda_variant_arrives_as_meant(self, tmp_path, parse):
-        config = config_of(tmp_path, cuda=True, devices=8)
-        _, _, training, _, _ = parse(config, deepspeed=None, use_cpu=True)
+        config = config_of(tmp_path, sharding=DEALT_OUT, devices=8)
+        missing = {
+            "deepspeed": None,
+            "enable_liger_kernel": None,
+        }  # the packages, in this environment
+        _, _, training, _, _ = parse(config, **missing, use_cpu=True)
         assert training.bf16
         assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 8
 
@@ -209,7 +230,7 @@ class TestPlan:
 
     def jobs(self, tmp_path, family, iteration=1, gpus=(), side_by_side=False):
         plan = (RunFolder(tmp_path), iteration, family, self.OPTIONS, TrainingValues(), gpus)
-        return plan_training(*plan, side_by_side=side_by_side)
+        return plan_training(*plan, sharding=WHOLE, side_by_side=side_by_side)
 
     def test_each_role_trains_on_its_rows_with_the_familys_template(self, tmp_path, family):
         jobs = self.jobs(tmp_path, family)
@@ -239,7 +260,7 @@ class TestPlan:
         assert all(job.config["bf16"] for job in jobs)
 
 
-# Stands in for `llamafactory-cli train FILE`: notes what it finds, then does as MODE says.
+# Stands in for the trainer: notes what it finds, then does as MODE says.
 FAKE = """
 import json, os, sys, time
 from pathlib import Path
@@ -327,7 +348,7 @@ class TestTrain:
         self.run(tmp_path, first, second)
         assert self.note(first)["ended"] < self.note(second)["started"]
 
-    def test_a_launcher_finds_our_interpreter_and_a_port_of_its_own(self, tmp_path, job):
+    def test_a_launcher_finds_our_programs_and_a_port_of_its_own(self, tmp_path, job):
         first, second = (job(role) for role in ROLES)
         self.run(tmp_path, first, second, side_by_side=True)
         env = self.note(first)["env"]

@@ -10,6 +10,9 @@ from self_lengthen.errors import UserError
 from self_lengthen.files import write_atomic, write_json
 
 WEIGHT_DECAY = 0.0
+# Of the weights over the GPUs that train one role: each has all of them; they are dealt out by
+# DeepSpeed's ZeRO-3; the same, and what is not at work lies in the host's memory.
+WHOLE, DEALT_OUT, OFFLOADED = SHARDINGS = ("none", "zero3", "zero3_offload")
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,14 @@ def sft_config(
     previous_adapter: Path | None,
     values: TrainingValues,
     devices: int,
-    cuda: bool,
+    sharding: str | None,
     seed: int,
     trust_remote_code: bool = False,
     finetuning: str = "lora",
 ) -> dict[str, Any]:
-    """Arguments of `llamafactory-cli train` for one role, which `devices` train together.
+    """LLaMA-Factory's arguments for the training of one role, which `devices` train together.
 
-    `finetuning`: "lora", or "full" for all weights.
+    `finetuning`: "lora", or "full" for all weights. `sharding`: one of SHARDINGS; None on the CPU.
     """
     config: dict[str, Any] = {
         "model_name_or_path": base_model,
@@ -91,14 +94,20 @@ def sft_config(
     if previous_adapter is not None:  # each iteration goes on with the adapters of the one before
         config["adapter_name_or_path"] = str(previous_adapter)
         config["create_new_adapter"] = False
-    if cuda:
+    if sharding is not None:
         config["bf16"] = True
-        config["deepspeed"] = str(output.parent / "zero3.json")
+        config["enable_liger_kernel"] = True  # the loss without all logits at once, half the memory
+        if sharding != WHOLE:
+            config["deepspeed"] = str(output.parent / f"{sharding}.json")
     return config
 
 
-def zero3() -> dict[str, Any]:
+def zero3(offload: bool, finetuning: str) -> dict[str, Any]:
     """DeepSpeed ZeRO-3; "auto" is filled in by the trainer."""
+    host = {"device": "cpu", "pin_memory": True}
+    moved = {"offload_param": host} if offload else {}
+    if offload and finetuning == "full":  # an adapter's optimizer is small
+        moved["offload_optimizer"] = host
     return {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
@@ -113,6 +122,7 @@ def zero3() -> dict[str, Any]:
             "stage3_prefetch_bucket_size": "auto",
             "stage3_param_persistence_threshold": "auto",
             "stage3_gather_16bit_weights_on_model_save": True,
+            **moved,
         },
     }
 
@@ -120,4 +130,5 @@ def zero3() -> dict[str, Any]:
 def write_config(config: dict[str, Any], path: Path) -> None:
     write_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     if "deepspeed" in config:
-        write_json(Path(config["deepspeed"]), zero3())
+        file = Path(config["deepspeed"])
+        write_json(file, zero3(file.stem == OFFLOADED, config["finetuning_type"]))

@@ -30,6 +30,7 @@ class Plan:
     values: TrainingValues
     results: Path
     gpus: list[str]
+    sharding: str | None
     node: Node
     seed: int
     trust_remote_code: bool
@@ -79,7 +80,7 @@ class Plan:
             previous_adapter=None if full else before,
             values=values,
             devices=max(1, len(self.gpus)) * self.node.size,
-            cuda=bool(self.gpus),
+            sharding=self.sharding,
             seed=self.seed,
             trust_remote_code=self.trust_remote_code,
             finetuning=self.finetuning,

@@ -25,6 +25,7 @@ from self_lengthen.owned import Owned
 from self_lengthen.runfolder import ROLES, SFT, RunFolder
 from self_lengthen.training.chat import STUBS
 from self_lengthen.training.config import TrainingValues, sft_config, write_config
+from self_lengthen.training.trainer import TRAINER
 
 POLL_S = 0.5
 SPEAK_EVERY_S = 30.0
@@ -44,8 +45,7 @@ class TrainingJob:
 
     @property
     def command(self) -> list[str]:
-        cli = Path(sys.executable).with_name("llamafactory-cli")
-        return [str(cli), "train", str(self.config_file)]
+        return [sys.executable, "-m", TRAINER, str(self.config_file)]
 
     @property
     def output(self) -> Path:
@@ -67,12 +67,14 @@ def plan_training(
     values: TrainingValues,
     gpus: Sequence[str],
     *,
+    sharding: str | None,
     side_by_side: bool,
     node: Node = ALONE,
 ) -> list[TrainingJob]:
     """The jobs of both roles on this node. Side by side each has half of the GPUs, or of the cores.
 
-    `options`: the run's, of which base_model, seed and trust_remote_code are used.
+    `options`: the run's, of which base_model, seed and trust_remote_code are used. `sharding`: of
+    the weights over GPUs, one of SHARDINGS.
     """
     shares = _shares(gpus, len(ROLES)) if side_by_side else [list(gpus)] * len(ROLES)
     jobs = []
@@ -87,7 +89,7 @@ def plan_training(
             previous_adapter=run.adapter(iteration - 1, role) if iteration > 1 else None,
             values=values,
             devices=max(1, len(share)) * node.size,
-            cuda=bool(share),
+            sharding=sharding if share else None,
             seed=options["seed"],
             trust_remote_code=options["trust_remote_code"],
         )
@@ -109,6 +111,7 @@ def device_env(gpus: Sequence[str], node: Node = ALONE, jobs_at_once: int = 1) -
 def _gpu_env(gpus: Sequence[str]) -> dict[str, str]:
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # texts of any length, no gaps
         "FORCE_TORCHRUN": "1",  # DeepSpeed needs a launcher also on one GPU
         "NPROC_PER_NODE": str(len(gpus)),
     }
@@ -198,7 +201,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def process_env(job: TrainingJob, port: int) -> dict[str, str]:
-    """The job's own, its port, and our interpreter's folder on PATH for torchrun."""
+    """The job's own, its port, and ninja on PATH, with which DeepSpeed builds what it lacks."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**job.env, "MASTER_PORT": str(port), "PATH": path, "DISABLE_VERSION_CHECK": "1"}
 
