@@ -17,7 +17,6 @@ Writes no file. A row that cannot be scored ends it with the row's number and ex
 """
 
 import json
-import signal
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -160,7 +159,6 @@ def main() -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="answers: .jsonl, .json or .csv")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     args = parser.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     summary = summarize(read_answers(args.file))
     print(json.dumps(summary, ensure_ascii=False, indent=2) if args.json else table(summary))
 

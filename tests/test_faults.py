@@ -113,6 +113,37 @@ class TestDiskFull:
             main_exit("run.sh", main)
 
 
+class TestUnreadOutput:
+    """What `... | head` leaves."""
+
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    @pytest.mark.parametrize("lines", [2, 10**5])
+    def test_it_ends_without_a_word(self, unbuffered, lines):
+        program = (
+            f"main_exit('it', lambda: [print(n, 'x' * 99) or wait(n) for n in range({lines})])"
+        )
+        # The second line is printed when nobody reads any more.
+        wait = "wait = lambda n: n or (sys.stdout.flush(), sys.stdin.read())"
+        code = f"import sys; from self_lengthen.errors import main_exit; {wait}; {program}"
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        with subprocess.Popen(
+            [sys.executable, "-c", code], env=env, cwd=REPO_ROOT, **pipes
+        ) as process:
+            assert process.stdout.readline().startswith(b"0 x")
+            process.stdout.close()
+            process.stdin.close()
+            assert process.wait(LIMIT_S) == 141
+            assert process.stderr.read() == b""
+
+    def test_another_broken_pipe_is_not_hidden(self, capfd):
+        def main() -> None:
+            raise BrokenPipeError("a mistake of ours")
+
+        with pytest.raises(BrokenPipeError):
+            main_exit("run.sh", main)
+
+
 class TestLateSharedDisk:
     def test_a_file_that_shows_up_late_is_waited_for(self, tmp_path):
         file = tmp_path / "new" / "gen_sft.yaml"
