@@ -25,9 +25,7 @@ from self_lengthen.text import count_words
 
 STEP_S, TEXT_S = 0.010, 0.00004
 BATCH = 256
-FIRST_PART = (
-    1 / 16
-)  # of max_tokens are an initial response: the paper's first 1,000 words to 16,384
+FIRST_PART = 1 / 16  # of max_tokens are an initial response: the paper's 1,000 words to 16,384
 GROWTH = 1.5  # of a stage
 DEGENERATE_SHARE = 1 / 3
 LOOP_WORDS = 15
@@ -67,7 +65,7 @@ class VirtualEngine:
     async def load(self) -> Load:
         waiting = self._asked - self._running
         idle = 0.0 if waiting else 1 - self._running / BATCH
-        return Load(1, BATCH, self._running, waiting, idle)
+        return Load(1, BATCH, BATCH, self._running, waiting, idle)
 
     async def chat(
         self, model: str, user: str, sampling: Sampling, *, seed: int, opened_with: str = ""

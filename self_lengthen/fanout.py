@@ -125,7 +125,7 @@ class FanOut:
         units = range(total) if order is None else order
         self._pending = (unit for unit in units if not self._finished[unit])
         self._pullers: set[asyncio.Task] = set()
-        self._ahead = 0
+        self._ahead = self._nearly_free = 0
         self._idle: list[float] = []
         self._progress = Progress(name, total, self.counts.finished)
         self._failures_in_a_row = 0
@@ -154,9 +154,10 @@ class FanOut:
 
     def take_place(self) -> bool:
         """Whether one more may be in flight: never while units wait, for pullers fill the target;
-        nor where the number in flight does not follow the load, for then nobody knows."""
+        nor where it would slow the others down; nor where the number in flight does not follow the
+        load, for then nobody knows."""
         in_flight = len(self._pullers) + self._ahead
-        free = self.adapts and in_flight < self.target
+        free = self.adapts and in_flight < min(self.target, self._nearly_free)
         self._ahead += free
         return free
 
@@ -206,6 +207,7 @@ class FanOut:
         load = await tell_load()
         while True:
             if load and self.adapts:
+                self._nearly_free = load.nearly_free
                 self.target = next_target(self.target, load) if self._idle else full_target(load)
                 self._start_pullers()
             await asyncio.sleep(PACE_S)

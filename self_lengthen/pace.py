@@ -21,6 +21,7 @@ class Load:
 
     workers: int
     capacity: int  # requests in their batches at most
+    nearly_free: int  # of these as many as do not slow each other down much
     running: int
     waiting: int
     idle_share: float  # of their batches, mean over the workers; none of one with a queue

@@ -323,7 +323,7 @@ class TestWhatComesBack:
 
 
 class TestLoad:
-    BUSY = {"running": 6, "waiting": 0, "max_num_seqs": 8, "kv_tokens": 100, "kv_usage": 0.5}
+    BUSY = {"running": 6, "waiting": 0, "max_num_seqs": 8, "nearly_free": 4, "kv_tokens": 9}
 
     @staticmethod
     async def load(url: str) -> Load | None:
@@ -332,14 +332,14 @@ class TestLoad:
 
     def test_our_own_client_learns_what_the_engines_do(self, running, cluster):
         cluster.status = self.BUSY
-        assert asyncio.run(self.load(running[1])) == Load(1, 8, 6, 0, 0.25)
+        assert asyncio.run(self.load(running[1])) == Load(1, 8, 4, 6, 0, 0.25)
 
     def test_a_worker_that_does_not_tell_or_is_gone_is_left_out(self, running, cluster):
         cluster.status = {"queue_length": 3}
-        assert asyncio.run(self.load(running[1])) == Load(0, 0, 0, 0, 1.0)
+        assert asyncio.run(self.load(running[1])) == Load(0, 0, 0, 0, 0, 1.0)
         cluster.models["base"] = "http://127.0.0.1:9"
         cluster.status = self.BUSY
-        assert asyncio.run(self.load(running[1])) == Load(1, 8, 6, 0, 0.25)
+        assert asyncio.run(self.load(running[1])) == Load(1, 8, 4, 6, 0, 0.25)
 
 
 class TestRefusals:

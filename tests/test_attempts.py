@@ -153,14 +153,16 @@ class TestPlacesOfAFanOut:
     def often(self, monkeypatch):
         monkeypatch.setattr(fanout, "PACE_S", 0.001)
 
-    def run(self, tmp_path, *, concurrency: int, capacity: int) -> tuple[int, bool]:
+    def run(
+        self, tmp_path, *, concurrency: int, capacity: int, nearly_free: int = 99
+    ) -> tuple[int, bool]:
         """The most attempts of the stubborn unit at once; whether one was ahead too early."""
         # Rejected twice before the last units begin; its third attempt ends after they have ended.
         stubborn = Unit(["ending"] * MOST, [400, 400, *[3000] * (MOST - 2)])
         begun, early = [0], [False]
 
         async def load() -> Load:
-            return Load(1, capacity, capacity, 1, 0.0)
+            return Load(1, capacity, nearly_free, capacity, 1, 0.0)
 
         async def work(tally: Tally, unit: int) -> Outcome:
             begun[0] += 1
@@ -184,6 +186,9 @@ class TestPlacesOfAFanOut:
 
     def test_no_more_than_there_are(self, tmp_path):
         assert self.run(tmp_path, concurrency=0, capacity=3) == (4, False)
+
+    def test_no_more_than_leave_the_others_their_speed(self, tmp_path):
+        assert self.run(tmp_path, concurrency=0, capacity=10, nearly_free=3) == (3, False)
 
     def test_none_where_the_number_in_flight_was_asked_for(self, tmp_path):
         assert self.run(tmp_path, concurrency=10, capacity=10) == (1, False)
@@ -213,7 +218,7 @@ def test_steps_accept_the_same_texts_with_attempts_ahead(
         return model(call) if call.seed % 5 == 0 else "it has no end"
 
     async def idle() -> Load:
-        return Load(workers=1, capacity=64, running=1, waiting=0, idle_share=1 - 1 / 64)
+        return Load(1, 64, 64, running=1, waiting=0, idle_share=1 - 1 / 64)
 
     for concurrency in (1, 0):
         folder = new_run(llama, str(concurrency))

@@ -15,11 +15,11 @@ from self_lengthen import fanout
 from self_lengthen.fanout import Counts, FanOut, Outcome, Tally
 from self_lengthen.files import Journal
 from self_lengthen.pace import START, Load, next_target
-from self_lengthen.serving.load import EngineLoad, summed
+from self_lengthen.serving.load import CPU_NEARLY_FREE, EngineLoad, summed
 
 
 def load(running: int = 0, waiting: int = 0, capacity: int = 256, workers: int = 1) -> Load:
-    return Load(workers, capacity, running, waiting, 1 - min(1.0, running / capacity))
+    return Load(workers, capacity, capacity, running, waiting, 1 - min(1.0, running / capacity))
 
 
 class TestNextTarget:
@@ -50,7 +50,7 @@ class TestNextTarget:
         assert 1 <= target <= 256 * workers + max(workers, 16 * workers)
 
     def test_no_worker_at_all_leaves_one_unit_that_asks(self):
-        assert next_target(64, Load(0, 0, 0, 0, 1.0)) == 1
+        assert next_target(64, Load(0, 0, 0, 0, 0, 1.0)) == 1
 
     @pytest.mark.parametrize("holds", [3, 40, 100, 256])
     def test_it_settles_where_the_engine_is_full_and_little_waits(self, holds):
@@ -124,8 +124,9 @@ class TestFanOut:
 
 class TestEngineLoad:
     @staticmethod
-    def of_engine(running: int, waiting: int) -> EngineLoad:
+    def of_engine(running: int, waiting: int, device: str = "cuda") -> EngineLoad:
         config = SimpleNamespace(
+            device_config=SimpleNamespace(device_type=device),
             scheduler_config=SimpleNamespace(max_num_seqs=128),
             cache_config=SimpleNamespace(num_gpu_blocks=None, block_size=16),
         )
@@ -143,9 +144,13 @@ class TestEngineLoad:
             "running": 100,
             "waiting": 7,
             "max_num_seqs": 128,
+            "nearly_free": 128,
             "kv_tokens": 16_000,
             "kv_usage": 0.25,
         }
+
+    def test_on_a_cpu_few_requests_are_nearly_free(self):
+        assert self.of_engine(1, 0, "cpu").status(1)["nearly_free"] == CPU_NEARLY_FREE
 
     def test_without_a_request_nothing_runs_whatever_the_last_step_said(self):
         status = self.of_engine(1, 0).status(requests=0)
@@ -157,5 +162,5 @@ class TestEngineLoad:
             self.of_engine(32, 0).status(500),  # 3 of 4 places are free
             self.of_engine(32, 5).status(500),  # its cache is full
         ]
-        assert summed(statuses) == Load(3, 384, 192, 5, 0.25)
-        assert summed([]) == Load(0, 0, 0, 0, 1.0)
+        assert summed(statuses) == Load(3, 384, 384, 192, 5, 0.25)
+        assert summed([]) == Load(0, 0, 0, 0, 0, 1.0)

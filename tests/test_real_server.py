@@ -16,6 +16,7 @@ from self_lengthen.family import NgramRule
 from self_lengthen.files import read_json
 from self_lengthen.pace import Load
 from self_lengthen.repetition import has_repeat
+from self_lengthen.serving.load import CPU_NEARLY_FREE
 from self_lengthen.serving.plan import CPU_SEQUENCES
 from tests.real import ROOT, Script, wait_for
 
@@ -123,7 +124,7 @@ def test_the_engines_load_is_told(server):
         async with Endpoint(base_url) as endpoint:
             return await endpoint.load()
 
-    assert asyncio.run(load()) == Load(1, CPU_SEQUENCES, 0, 0, 1.0)
+    assert asyncio.run(load()) == Load(1, CPU_SEQUENCES, CPU_NEARLY_FREE, 0, 0, 1.0)
 
 
 def test_an_opened_turn_is_continued_from_there(server):

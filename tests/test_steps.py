@@ -531,7 +531,7 @@ class TestStep2:
 
     def test_the_load_of_the_engines_is_in_the_summary(self, new_run, perform, llama, monkeypatch):
         async def half_idle() -> Load:
-            return Load(workers=1, capacity=8, running=4, waiting=0, idle_share=0.5)
+            return Load(1, 8, 8, running=4, waiting=0, idle_share=0.5)
 
         monkeypatch.setattr(fanout, "PACE_S", 0.001)
         folder = new_run(llama)

@@ -9,18 +9,22 @@ from typing import Any
 
 from self_lengthen.pace import Load
 
+CPU_NEARLY_FREE = 4  # at 0.74 of the speed of one alone, 8 at 0.58 (2 cores, docs/performance.md)
+
 
 class EngineLoad:
     """The state of one worker's engine after its last step."""
 
     def __init__(self) -> None:
-        self.running = self.waiting = self.capacity = self.kv_tokens = 0
+        self.running = self.waiting = self.capacity = self.nearly_free = self.kv_tokens = 0
         self.kv_usage = 0.0
 
     def attach(self, vllm_config: Any, engine_index: int = 0) -> "EngineLoad":
         """As vLLM makes its loggers."""
         self._config = vllm_config
-        self.capacity = vllm_config.scheduler_config.max_num_seqs
+        self.capacity = self.nearly_free = vllm_config.scheduler_config.max_num_seqs
+        if vllm_config.device_config.device_type == "cpu":
+            self.nearly_free = min(CPU_NEARLY_FREE, self.capacity)
         return self
 
     def log_engine_initialized(self) -> None:
@@ -45,6 +49,7 @@ class EngineLoad:
             "running": min(self.running, requests),
             "waiting": min(self.waiting, requests),
             "max_num_seqs": self.capacity,
+            "nearly_free": self.nearly_free,
             "kv_tokens": self.kv_tokens,
             "kv_usage": round(self.kv_usage, 3) if requests else 0.0,
         }
@@ -53,7 +58,7 @@ class EngineLoad:
 def summed(statuses: Sequence[dict[str, Any]]) -> Load:
     """Of all workers that have answered."""
     idle = [_idle_share(status) for status in statuses]
-    names = ("max_num_seqs", "running", "waiting")
+    names = ("max_num_seqs", "nearly_free", "running", "waiting")
     totals = [sum(status[name] for status in statuses) for name in names]
     return Load(len(statuses), *totals, idle_share=sum(idle) / len(idle) if idle else 1.0)
 
