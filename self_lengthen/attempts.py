@@ -4,8 +4,8 @@ At the end of a step a few stubborn units are left, with up to 20 attempts of ma
 after another, and the engines' batches stand empty. So of a unit that has been rejected n times up
 to n attempts run at once, as far as there are places that no unit is left to take and that slow
 nothing else down. The earliest accepted one counts, as if no later one had been made: neither what
-is accepted changes by it nor how often a unit was rejected. It costs the tokens of the attempts that
-do not count.
+is accepted changes by it nor how often a unit was rejected. It costs the tokens of the attempts
+that do not count.
 """
 
 import asyncio
