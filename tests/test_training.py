@@ -444,6 +444,18 @@ class TestTrain:
             f"checkpoint-5/{n}" for n in ("adapter_model.safetensors", "trainer_state.json")
         ]
 
+    def test_deepspeed_does_not_begin_with_a_checkpoint_that_is_not_its_own(self, tmp_path, job):
+        """--sharding may change when a run is continued."""
+        for latest, kept in ((False, []), (True, ["checkpoint-5"])):
+            folder = (changed := job()).output / "checkpoint-5"
+            folder.mkdir(parents=True)
+            (folder / "trainer_state.json").write_text("{}")
+            if latest:
+                (folder / "latest").write_text("global_step5")
+            changed.config["deepspeed"] = str(tmp_path / "lora" / "zero3.json")
+            launch.prepare(changed)
+            assert [path.name for path in changed.output.glob("*")] == kept
+
     def test_a_torn_checkpoint_alone_is_a_torn_folder(self, tmp_path, job):
         killed = job()
         (killed.output / "checkpoint-10").mkdir(parents=True)

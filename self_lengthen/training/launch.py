@@ -184,20 +184,20 @@ def _start(job: TrainingJob, logs: Path, ports: Mapping[str, int]) -> Owned:
 def prepare(job: TrainingJob) -> None:
     """Clear what LLaMA-Factory would stumble over: torn checkpoints, and a folder without any."""
     for checkpoint in job.output.glob("checkpoint-*"):
-        if not _is_complete(checkpoint):
+        if not _is_complete(checkpoint, deepspeed="deepspeed" in job.config):
             shutil.rmtree(checkpoint)
     if job.output.exists() and not any(job.output.glob("checkpoint-*")):
         shutil.rmtree(job.output)
     write_config(job.config, job.config_file)
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """The trainer writes its state last."""
+def _is_complete(checkpoint: Path, *, deepspeed: bool) -> bool:
+    """The trainer writes its state last. DeepSpeed goes on from its own checkpoints only."""
     try:
         read_json(checkpoint / "trainer_state.json")
     except (OSError, ValueError):
         return False
-    return True
+    return not deepspeed or (checkpoint / "latest").exists()
 
 
 def process_env(job: TrainingJob, port: int) -> dict[str, str]:
