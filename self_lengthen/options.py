@@ -29,7 +29,7 @@ DEMO_FAMILY = "llama"  # most readers can judge English samples
 DEMO = {
     "instruct_count": 22,
     "micro_rounds": 2,
-    "attempts": 8,  # a text that was rejected so often is rarely accepted after all
+    "attempts": 3,  # what was rejected so often is rarely accepted after all, and holds up the step
     "max_tokens": 768,
     "epochs": 4.0,
     "global_batch": 4,
