@@ -42,7 +42,7 @@ DEMO = {
 # Generator finds no end at all.
 DEMO_OF_FAMILY = {
     "llama": {"learning_rate": 4.3e-4, "epochs": 4.5},
-    "qwen": {"learning_rate": 4.5e-4, "instruct_count": 30, "max_tokens": 448},
+    "qwen": {"learning_rate": 3.8e-4, "instruct_count": 30, "max_tokens": 448},
 }
 
 # Options that the data of a run do not depend on: they may change when a run is continued.
