@@ -188,6 +188,7 @@ def read_plan(run: RunFolder, args: argparse.Namespace, node: Node) -> Plan:
         gpus=gpus,
         groups=worker_groups(gpus, options["tensor_parallel"], heads),
         training=TrainingValues(),
+        sharding=None,  # nothing is trained
         fresh=False,
         dry_run=args.dry_run,
         node=node,
