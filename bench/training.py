@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,8 @@ class Way:
 
 
 WAYS = {
-    "ours": Way(),
     "released": Way(OFFLOADED, fused_loss=False, masked=True),
+    "ours": Way(),
     "zero3": Way(DEALT_OUT, fused_loss=False, masked=True),
     "ours-masked": Way(masked=True),
     "ours-zero3": Way(DEALT_OUT),
@@ -152,15 +153,33 @@ def train(job: TrainingJob, masked: bool, log: Path) -> tuple[list[float], list[
     return ends[: len(rows)], rows
 
 
-def cells(ends: list[float], rows: list[Row], tokens: int, way: Way, texts: int) -> list[str]:
-    step_s = statistics.median(
-        after - before for before, after in zip(ends, ends[1:], strict=False)
-    )
-    step_tokens = texts * (PACKED_TOKENS if way.packed else tokens)
+def tokens_per_s(ends: list[float], step_tokens: int) -> float:
+    """Of the median step but the first; `ends` of the steps, of so many tokens each."""
+    steps = zip(ends, ends[1:], strict=False)
+    return step_tokens / statistics.median(after - before for before, after in steps)
+
+
+def cells(speed: float, first: float, tokens: int, rows: list[Row]) -> list[str]:
     memory = [str(rows[-1][f"vram_{kind}"]) for kind in ("allocated", "reserved")]
     losses = " ".join(f"{row['loss']:.4f}" for row in rows)
-    speed = [f"{step_s * tokens / step_tokens:.3f}", f"{step_tokens / step_s:,.0f}"]
-    return [*speed, *memory, losses]
+    return [f"{tokens / speed:.3f}", f"{speed:,.0f}", f"{speed / first:.2f}", *memory, losses]
+
+
+def table_rows(made: Path, model: Path, tokens: int, args: Namespace) -> Iterator[list[str]]:
+    first = None
+    for name in args.ways.split(","):
+        folder, way = made / f"{tokens}-{name}", WAYS[name]
+        folder.mkdir()
+        job = job_of(way, folder, model, tokens, args)
+        try:
+            ends, logged = train(job, way.masked, (args.log_dir or folder) / f"{tokens}-{name}.log")
+        except RunError as error:  # out of memory, say; the other rows are worth having
+            print(error, file=sys.stderr)
+            yield [str(tokens), name, *["–"] * 6]
+            continue
+        speed = tokens_per_s(ends, args.texts * (PACKED_TOKENS if way.packed else tokens))
+        first = first or speed
+        yield [str(tokens), name, *cells(speed, first, tokens, logged)]
 
 
 def main() -> None:
@@ -177,22 +196,13 @@ def main() -> None:
     for name in args.ways.split(","):
         if name not in WAYS:
             raise UserError(f"--ways={args.ways}: there is no {name}, but {', '.join(WAYS)}")
-    print("| tokens | way | s a text | tokens/s | GiB allocated | GiB reserved | losses |")
-    print("|---:|---|---:|---:|---:|---:|---|", flush=True)
+    print("| tokens | way | s a text | tokens/s | ratio | GiB allocated | reserved | losses |")
+    print("|---:|---|---:|---:|---:|---:|---:|---|", flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as made:
         model = make_model(Path(made) / "model", args.shape)
         for tokens in map(int, args.tokens.split(",")):
-            for name in args.ways.split(","):
-                folder, way = Path(made) / f"{tokens}-{name}", WAYS[name]
-                folder.mkdir()
-                log = (args.log_dir or folder) / f"{tokens}-{name}.log"
-                try:
-                    job = job_of(way, folder, model, tokens, args)
-                    found = cells(*train(job, way.masked, log), tokens, way, args.texts)
-                except RunError as error:  # out of memory, say; the other rows are worth having
-                    print(error, file=sys.stderr)
-                    found = ["–"] * 5
-                print("|", " | ".join([str(tokens), name, *found]), "|", flush=True)
+            for row in table_rows(Path(made), model, tokens, args):
+                print("|", " | ".join(row), "|", flush=True)
 
 
 if __name__ == "__main__":
