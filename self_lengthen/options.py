@@ -210,8 +210,12 @@ def read_options(argv: Sequence[str], node: Node = ALONE) -> Plan:
         raise UserError(f"--results={results}: LLaMA-Factory takes no path with a space in it")
     gradient_accumulation(values, devices)
     sharding = choose_sharding(args.sharding, model, values, gpus, devices)
-    plan = (options, results, family, gpus, groups, values, sharding)
-    return Plan(*plan, args.fresh, args.dry_run, node)
+    return Plan(
+        *(options, results, family, gpus, groups, values, sharding),
+        fresh=args.fresh,
+        dry_run=args.dry_run,
+        node=node,
+    )
 
 
 def choose_family(name: str | None, model: BaseModel) -> ModelFamily:

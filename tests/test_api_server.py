@@ -323,7 +323,8 @@ class TestWhatComesBack:
 
 
 class TestLoad:
-    BUSY = {"running": 6, "waiting": 0, "max_num_seqs": 8, "nearly_free": 4, "kv_tokens": 9}
+    BUSY = {"running": 6, "waiting": 0, "max_num_seqs": 8, "kv_tokens": 100, "kv_usage": 0.5}
+    BUSY["nearly_free"] = 4
 
     @staticmethod
     async def load(url: str) -> Load | None:

@@ -120,9 +120,15 @@ class TestConfig:
         config = config_of(tmp_path, sharding=DEALT_OUT)
         write_config(config, tmp_path / "lora" / "gen_sft.yaml")
         assert config["deepspeed"] == str(tmp_path / "lora" / "zero3.json")
-        zero = json.loads(Path(config["deepspeed"]).read_text())["zero_optimization"]
+        written = json.loads(Path(config["deepspeed"]).read_text())
+        assert written == zero3(offload=False, finetuning="lora")
+
+    def test_zero3_partitions_the_weights_and_saves_them_whole(self):
+        config = zero3(offload=False, finetuning="lora")
+        zero = config["zero_optimization"]
         assert (zero["stage"], zero["stage3_gather_16bit_weights_on_model_save"]) == (3, True)
         assert not {"offload_param", "offload_optimizer"} & zero.keys()
+        assert config["bf16"] == {"enabled": "auto"}
 
     @pytest.mark.parametrize(
         ("finetuning", "moved"),
@@ -198,10 +204,7 @@ class TestRealLlamaFactory:
 
     def test_the_cuda_variant_arrives_as_meant(self, tmp_path, parse):
         config = config_of(tmp_path, sharding=DEALT_OUT, devices=8)
-        missing = {
-            "deepspeed": None,
-            "enable_liger_kernel": None,
-        }  # the packages, in this environment
+        missing = dict.fromkeys(("deepspeed", "enable_liger_kernel"))
         _, _, training, _, _ = parse(config, **missing, use_cpu=True)
         assert training.bf16
         assert training.per_device_train_batch_size * training.gradient_accumulation_steps * 8 == 8
@@ -230,7 +233,8 @@ class TestPlan:
 
     def jobs(self, tmp_path, family, iteration=1, gpus=(), side_by_side=False):
         plan = (RunFolder(tmp_path), iteration, family, self.OPTIONS, TrainingValues(), gpus)
-        return plan_training(*plan, sharding=WHOLE, side_by_side=side_by_side)
+        sharding = WHOLE if gpus else None
+        return plan_training(*plan, sharding=sharding, side_by_side=side_by_side)
 
     def test_each_role_trains_on_its_rows_with_the_familys_template(self, tmp_path, family):
         jobs = self.jobs(tmp_path, family)

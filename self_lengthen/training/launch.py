@@ -74,7 +74,7 @@ def plan_training(
     """The jobs of both roles on this node. Side by side each has half of the GPUs, or of the cores.
 
     `options`: the run's, of which base_model, seed and trust_remote_code are used. `sharding`: of
-    the weights over GPUs, one of SHARDINGS.
+    the weights over the GPUs, one of SHARDINGS; None without any.
     """
     shares = _shares(gpus, len(ROLES)) if side_by_side else [list(gpus)] * len(ROLES)
     jobs = []
@@ -89,7 +89,7 @@ def plan_training(
             previous_adapter=run.adapter(iteration - 1, role) if iteration > 1 else None,
             values=values,
             devices=max(1, len(share)) * node.size,
-            sharding=sharding if share else None,
+            sharding=sharding,
             seed=options["seed"],
             trust_remote_code=options["trust_remote_code"],
         )
@@ -184,14 +184,14 @@ def _start(job: TrainingJob, logs: Path, ports: Mapping[str, int]) -> Owned:
 def prepare(job: TrainingJob) -> None:
     """Clear what LLaMA-Factory would stumble over: torn checkpoints, and a folder without any."""
     for checkpoint in job.output.glob("checkpoint-*"):
-        if not _is_complete(checkpoint, deepspeed="deepspeed" in job.config):
+        if not _can_be_resumed(checkpoint, deepspeed="deepspeed" in job.config):
             shutil.rmtree(checkpoint)
     if job.output.exists() and not any(job.output.glob("checkpoint-*")):
         shutil.rmtree(job.output)
     write_config(job.config, job.config_file)
 
 
-def _is_complete(checkpoint: Path, *, deepspeed: bool) -> bool:
+def _can_be_resumed(checkpoint: Path, *, deepspeed: bool) -> bool:
     """The trainer writes its state last. DeepSpeed goes on from its own checkpoints only."""
     try:
         read_json(checkpoint / "trainer_state.json")
